@@ -1,0 +1,34 @@
+//! Names that users, tests and other programs rely on: labels, annotations, finalizers, constants.
+//! Changing one is a breaking change.
+
+/// Domain of Ketch's own labels and annotations.
+pub const DOMAIN: &str = "ketch.dev";
+/// Version of Kubernetes whose API is served.
+pub const KUBERNETES_VERSION: &str = "v1.35.0";
+/// Suffix of every cluster name.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Registry host of the built-in registry in image references.
+pub const REGISTRY_HOST: &str = "ketch.local";
+
+/// Outbound targets a Wasm container may reach beyond its cluster: comma-separated `host:port` patterns.
+pub const OUTBOUND_ANNOTATION: &str = "ketch.dev/outbound";
+/// Name of the Function an object belongs to.
+pub const FUNCTION_LABEL: &str = "ketch.dev/function";
+/// Name of the FunctionRevision an object belongs to.
+pub const REVISION_LABEL: &str = "ketch.dev/revision";
+
+/// Runtime class that forces the Wasm runtime.
+pub const WASM_RUNTIME_CLASS: &str = "ketch-wasm";
+/// Other names the Wasm runtime answers to.
+pub const WASM_RUNTIME_CLASS_ALIASES: &[&str] = &["wasm", "wasmtime", "wasmtime-spin-v2"];
+/// Port of a component that exports `wasi:http` and declares none.
+pub const DEFAULT_HTTP_PORT: u16 = 8080;
+
+/// Group of every cluster administrator.
+pub const ADMIN_GROUP: &str = "system:masters";
+/// Group of nodes.
+pub const NODES_GROUP: &str = "system:nodes";
+/// Prefix of a node's user name.
+pub const NODE_USER_PREFIX: &str = "system:node:";
+/// Prefix of a service account's user name.
+pub const SERVICE_ACCOUNT_USER_PREFIX: &str = "system:serviceaccount:";

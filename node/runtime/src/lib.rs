@@ -1,0 +1,310 @@
+//! How the node runs containers, whatever they are made of.
+//!
+//! [`Runtime`] is the boundary: message-shaped and idempotent, so that an implementation can live in
+//! another process. `ketch-runtime-wasm` runs WebAssembly, `ketch-runtime-oci` containers; `fake` is for
+//! tests of everything above. All pass one conformance suite (`testing`). The node agent learns what runs
+//! from [`Runtime::list`], after a restart as at any other time.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+
+/// One container of one pod; stable across daemon restarts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct ContainerId(pub String);
+
+/// A pod as the runtime sees it; its UID.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct PodId(pub String);
+
+/// What a runtime offers on this host.
+#[derive(Clone, Debug, Default)]
+pub struct Capabilities {
+    /// Name and version for `status.nodeInfo.containerRuntimeVersion`, for instance `wasmtime://48.0.8`.
+    pub version: String,
+    /// What does not work here and how to mend it, one line each.
+    pub limitations: Vec<String>,
+}
+
+/// What a pod's containers share.
+#[derive(Clone, Debug)]
+pub struct PodSandbox {
+    /// UID.
+    pub id: PodId,
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// Address its servers bind and its connections come from.
+    pub ip: IpAddr,
+    /// Patterns of targets outside the cluster it may reach.
+    pub outbound: Vec<String>,
+}
+
+/// An image present on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// `sha256:…` of the manifest.
+    pub digest: String,
+    /// Reference with digest, for `status.containerStatuses[].imageID`.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A container to start.
+#[derive(Clone, Debug)]
+pub struct ContainerSpec {
+    /// Identity; starting one that runs already is a no-op.
+    pub id: ContainerId,
+    /// Name in the pod.
+    pub name: String,
+    /// What [`Runtime::pull`] returned.
+    pub image: Image,
+    /// Replaces the image's entry point when not empty.
+    pub command: Vec<String>,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// Environment, resolved.
+    pub env: Vec<(String, String)>,
+    /// Working directory inside the container.
+    pub working_dir: Option<String>,
+    /// Directories to show.
+    pub mounts: Vec<Mount>,
+    /// Ports it may listen on; the first is where an HTTP component serves.
+    pub ports: Vec<Port>,
+    /// Memory limit in bytes.
+    pub memory: Option<u64>,
+    /// CPU limit in thousandths of a core.
+    pub cpu_millis: Option<u64>,
+    /// Longest an HTTP request may take.
+    pub request_timeout: Duration,
+    /// Requests served at a time.
+    pub concurrency: Option<u32>,
+    /// How instances are reused.
+    pub reuse: Reuse,
+    /// CRI-format log file; the runtime creates, appends and rotates it.
+    pub log: PathBuf,
+}
+
+/// How instances of an HTTP component are reused across requests. `None` is the runtime's default for
+/// the component's world.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reuse {
+    /// Requests an instance serves before it is replaced; 1: one instance per request.
+    pub requests: Option<u32>,
+    /// Requests it handles at a time.
+    pub concurrent: Option<u32>,
+    /// How long an idle instance is kept.
+    pub idle: Option<Duration>,
+}
+
+/// A directory of the host in a container.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    /// On the host.
+    pub source: PathBuf,
+    /// In the container.
+    pub target: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// A declared port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Number.
+    pub number: u16,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+}
+
+/// Transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Created, not yet running.
+    Created,
+    /// Running. An HTTP component is running once it accepts requests.
+    Running {
+        /// Since when.
+        started: Timestamp,
+    },
+    /// Over.
+    Exited {
+        /// Since when it ran.
+        started: Timestamp,
+        /// When it ended.
+        finished: Timestamp,
+        /// Exit code; 137 when killed for memory or by force, 1 on a trap.
+        code: i32,
+        /// `Completed`, `Error`, `OOMKilled`, `Trapped`, `DeadlineExceeded`, …
+        reason: String,
+        /// For people: what happened, with the guest's backtrace when there is one.
+        message: String,
+    },
+}
+
+/// A container and its state.
+#[derive(Clone, Debug)]
+pub struct ContainerStatus {
+    /// Identity.
+    pub id: ContainerId,
+    /// Pod it belongs to.
+    pub pod: PodId,
+    /// Name in the pod.
+    pub name: String,
+    /// State.
+    pub state: ContainerState,
+}
+
+/// Use of resources since the start of the container.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// CPU time.
+    pub cpu: Duration,
+    /// Bytes of memory held now.
+    pub memory: u64,
+    /// HTTP requests served.
+    pub requests: u64,
+    /// Instances made.
+    pub instances: u64,
+}
+
+/// Where images come from. The node implements it over registries; the runtime asks for what it lacks.
+#[async_trait]
+pub trait ImageSource: Send + Sync {
+    /// Manifest of `reference`: its bytes, media type and digest.
+    async fn manifest(&self, reference: &str) -> Result<Manifest, Error>;
+    /// Writes blob `digest` of `reference`'s repository to `path`, checked against the digest and `size`.
+    async fn blob(&self, reference: &str, digest: &str, size: u64, path: &std::path::Path) -> Result<(), Error>;
+}
+
+/// An image manifest.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// `sha256:…`.
+    pub digest: String,
+    /// As the registry served it.
+    pub bytes: bytes::Bytes,
+}
+
+/// The cluster's network as a pod sees it, for runtimes whose guests dial in process. The node implements
+/// it (`ketch-net`); every dial goes through it, whatever interface the guest used.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Addresses of `name`, completed by the search path of the pod's namespace. Empty: no such name.
+    async fn resolve(&self, pod: &PodSandbox, name: &str) -> Result<Vec<IpAddr>, Error>;
+
+    /// Where a connection or datagram from `pod` to `target` goes: a Service's address becomes one of its
+    /// endpoints, anything else stays. `Err`: the pod may not reach it; the text says which annotation allows it.
+    fn route(&self, pod: &PodSandbox, target: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Error>;
+
+    /// [`Network::resolve`], then [`Network::route`] on each address: for clients that dial by name, whose
+    /// name the outbound patterns may allow.
+    async fn dial(&self, pod: &PodSandbox, host: &str, port: u16) -> Result<Vec<SocketAddr>, Error>;
+}
+
+/// Why a runtime could not do something. The text reaches pod status and events: it names the cause and
+/// the next step.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// No such container, pod or image.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The image cannot be had: wrong name, no access, network. Retried with back-off (`ImagePullBackOff`).
+    #[error("{0}")]
+    Pull(String),
+    /// The image can be had but not run here: not Wasm, truncated, imports nothing satisfies
+    /// (`ErrImageNotRunnable`). Retrying does not help.
+    #[error("{0}")]
+    Image(String),
+    /// The container's configuration cannot be met (`CreateContainerConfigError`).
+    #[error("{0}")]
+    Config(String),
+    /// Not something this runtime does.
+    #[error("{0}")]
+    Unsupported(String),
+    /// Anything else.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// Body of requests and responses that are handed over in process.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A container's HTTP service, called without a socket.
+#[async_trait]
+pub trait HttpService: Send + Sync {
+    /// Serves one request. `Err` when the guest gave no answer.
+    async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, HttpError>;
+}
+
+/// Why a guest gave no answer; what the gateway turns into a status code.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum HttpError {
+    /// It trapped or returned an error: 502.
+    #[error("the component failed: {0}")]
+    Failed(String),
+    /// It took longer than its time-out: 504.
+    #[error("the component did not answer within {0:?}")]
+    Timeout(Duration),
+    /// It serves as many requests as it may: 503.
+    #[error("the component is serving as many requests as it may")]
+    Overloaded,
+    /// It is not running: 503.
+    #[error("the component is not running")]
+    NotRunning,
+}
+
+/// Runs containers of one kind.
+#[async_trait]
+pub trait Runtime: Send + Sync + 'static {
+    /// What is offered here.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Makes `reference` present and checks that it can run here; compiles what needs compiling.
+    /// Idempotent, and quick when present.
+    async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error>;
+
+    /// Makes what a pod's containers share. Idempotent.
+    async fn create_pod(&self, pod: PodSandbox) -> Result<(), Error>;
+
+    /// Starts a container of a pod that exists. Idempotent. Returns once it runs, or has ended.
+    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error>;
+
+    /// Asks a container to end and ends it after `grace`. Returns when it has ended. Unknown ids are fine.
+    async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error>;
+
+    /// Forgets an ended container. Unknown ids are fine.
+    async fn remove(&self, container: &ContainerId) -> Result<(), Error>;
+
+    /// Stops and forgets a pod and everything in it. Unknown ids are fine.
+    async fn remove_pod(&self, pod: &PodId) -> Result<(), Error>;
+
+    /// Every container this runtime knows.
+    async fn list(&self) -> Result<Vec<ContainerStatus>, Error>;
+
+    /// Wakes whenever a container's state may have changed. A hint: [`Runtime::list`] tells the truth.
+    fn changes(&self) -> tokio::sync::watch::Receiver<u64>;
+
+    /// Use of a running container.
+    async fn usage(&self, container: &ContainerId) -> Result<Usage, Error>;
+
+    /// The container's HTTP service, when it has one and is running.
+    fn http(&self, container: &ContainerId) -> Option<Arc<dyn HttpService>>;
+}
