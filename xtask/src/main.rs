@@ -1,3 +1,64 @@
-//! Builds, checks and starts Ketch.
+//! Builds, checks and starts Ketch: what the README and continuous integration call.
+//!
+//! `cargo xtask up` and `cargo xtask test` work on a bare Debian or Ubuntu machine with rustup. Each
+//! installs what it misses, says what it does, and is quick when nothing is missing.
 
-fn main() {}
+mod bench;
+mod console;
+mod guests;
+mod shell;
+mod test;
+mod tidy;
+mod tools;
+mod up;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Builds, checks and starts Ketch")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything, start Ketch on this machine and print the link to the console.
+    Up {
+        /// A debug build: quicker to make, slower to run.
+        #[arg(long)]
+        debug: bool,
+        /// Passed to `ketch up`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Everything continuous integration runs.
+    Test {
+        /// Only the steps whose name contains this text.
+        filter: Option<String>,
+    },
+    /// Build the console into `ui/dist`.
+    Ui,
+    /// Build the sample workloads into `workloads/dist`.
+    Workloads,
+    /// Check crate arrows, sizes and docs.
+    Tidy,
+    /// Measure against peers; see docs/benchmarks.md.
+    Bench {
+        /// Passed to `ketch-bench`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    std::env::set_current_dir(shell::root())?;
+    match Cli::parse().command {
+        Command::Up { debug, args } => up::run(debug, &args),
+        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Ui => console::build(),
+        Command::Workloads => guests::build(),
+        Command::Tidy => tidy::run(),
+        Command::Bench { args } => bench::run_all(&args),
+    }
+}

@@ -1,0 +1,145 @@
+//! The sample and test workloads: Rust guests always; JavaScript and Python ones with their own
+//! toolchains, so that what other people's tools make is tested as it is.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    console::{files, modified},
+    shell::{cargo, output, program, root, run, say, step, tools_dir},
+    tools,
+};
+
+const DIST: &str = "workloads/dist";
+const TARGET: &str = "wasm32-wasip2";
+
+/// Builds every Rust guest into `workloads/dist/NAME.wasm`.
+pub fn build() -> Result<()> {
+    tools::targets(&[TARGET])?;
+    step("build the sample workloads", || {
+        run(cargo()
+            .args([
+                "build",
+                "--quiet",
+                "--release",
+                "--target",
+                TARGET,
+                "--manifest-path",
+                "workloads/Cargo.toml",
+            ])
+            .env("CARGO_TARGET_DIR", "workloads/target"))?;
+        fs::create_dir_all(DIST)?;
+        let built = Path::new("workloads/target").join(TARGET).join("release");
+        for entry in fs::read_dir(&built).with_context(|| format!("read {}", built.display()))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "wasm") {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().replace('_', "-");
+                copy_if_changed(&path, &Path::new(DIST).join(name))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Builds the JavaScript and the Python component.
+pub fn build_foreign() -> Result<()> {
+    javascript()?;
+    python()
+}
+
+fn javascript() -> Result<()> {
+    let (source, dist) = ("workloads/hello-js", format!("{DIST}/hello-js.wasm"));
+    if up_to_date(source, &dist) {
+        return Ok(());
+    }
+    tools::packages(&[("node", "nodejs"), ("npm", "npm")])?;
+    let tool = tools_dir().join("js");
+    step("build the JavaScript component with componentize-js", || {
+        fs::create_dir_all(&tool)?;
+        if !tool.join("node_modules/.bin/jco").is_file() {
+            run(program("npm")
+                .args(["install", "--silent", "--no-fund", "--no-audit", "--prefix"])
+                .arg(&tool)
+                .args(["@bytecodealliance/jco@1", "@bytecodealliance/componentize-js@0.19"]))?;
+        }
+        let wit = wit_packages()?;
+        run(program(tool.join("node_modules/.bin/jco"))
+            .args(["componentize", "hello.js", "--wit"])
+            .arg(&wit)
+            .args(["--world-name", "wasi:http/proxy", "--out"])
+            .arg(root().join(&dist))
+            .current_dir(source))
+    })
+}
+
+fn python() -> Result<()> {
+    let (source, dist) = ("workloads/hello-py", format!("{DIST}/hello-py.wasm"));
+    if up_to_date(source, &dist) {
+        return Ok(());
+    }
+    let venv = tools_dir().join("python");
+    step("build the Python component with componentize-py", || {
+        if !venv.join("bin/componentize-py").is_file() {
+            tools::packages(&[("python3", "python3")])?;
+            if run(program("python3").args(["-m", "venv"]).arg(&venv)).is_err() {
+                tools::packages(&[("pyvenv", "python3-venv")])?;
+                run(program("python3").args(["-m", "venv"]).arg(&venv))?;
+            }
+            run(program(venv.join("bin/pip")).args(["install", "--quiet", "componentize-py"]))?;
+        }
+        run(program(venv.join("bin/componentize-py"))
+            .arg("-d")
+            .arg(wit_packages()?)
+            .args(["-w", "wasi:http/proxy", "componentize", "app", "-o"])
+            .arg(root().join(&dist))
+            .current_dir(source))
+    })
+}
+
+/// The WIT of `wasi:http@0.2`, as the engine's own crate ships it.
+fn wit_packages() -> Result<PathBuf> {
+    let metadata =
+        output(cargo().args(["metadata", "--format-version", "1", "--locked"])).context("cargo metadata")?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let manifest = metadata["packages"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|package| package["name"] == "wasmtime-wasi-http")
+        .and_then(|package| package["manifest_path"].as_str())
+        .context("wasmtime-wasi-http is not a dependency any more")?;
+    let source = Path::new(manifest).parent().context("manifest path")?.join("src/p2/wit");
+    let wit = tools_dir().join("wit");
+    copy_tree(&source, &wit)?;
+    Ok(wit)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    for file in files(from) {
+        let target = to.join(file.strip_prefix(from)?);
+        fs::create_dir_all(target.parent().context("path")?)?;
+        fs::copy(&file, &target)?;
+    }
+    Ok(())
+}
+
+fn up_to_date(source: &str, dist: &str) -> bool {
+    let built = modified(dist);
+    let fresh = files(Path::new(source)).into_iter().all(|file| modified(&file) <= built);
+    if fresh {
+        say(&format!("==> {dist}: up to date"));
+    }
+    fresh
+}
+
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let new = fs::read(from)?;
+    if fs::read(to).is_ok_and(|old| old == new) {
+        return Ok(());
+    }
+    fs::write(to, new).with_context(|| format!("write {}", to.display()))
+}

@@ -1,0 +1,113 @@
+//! `cargo xtask test`: everything continuous integration runs, in the order in which failures are cheap.
+
+use anyhow::{Result, bail};
+
+use crate::{
+    console, guests,
+    shell::{cargo, output, program, root, say, step},
+    tidy, tools, up,
+};
+
+type Step = (&'static str, fn() -> Result<()>);
+
+const STEPS: &[Step] = &[
+    ("format", format),
+    ("tidy", tidy::run),
+    ("console", console::build),
+    ("console size", console_size),
+    ("workloads", guests::build),
+    ("foreign workloads", guests::build_foreign),
+    ("binary", || up::build_binary(true).map(drop)),
+    ("unit tests", unit),
+    ("integration tests", integration),
+    ("clippy", clippy),
+    ("browser tests", browser),
+];
+
+/// What a first visit to the console may download, in bytes of Brotli.
+const WIRE_BUDGET: u64 = 650_000;
+
+/// Runs the steps whose name contains `filter`.
+pub fn run(filter: Option<&str>) -> Result<()> {
+    let chosen: Vec<&Step> =
+        STEPS.iter().filter(|(name, _)| filter.is_none_or(|text| name.contains(text))).collect();
+    if chosen.is_empty() {
+        let names: Vec<&str> = STEPS.iter().map(|(name, _)| *name).collect();
+        bail!("no step has that in its name; steps: {}", names.join(", "));
+    }
+    tools::build_packages()?;
+    for (name, action) in chosen {
+        step(name, action)?;
+    }
+    say("==> all passed");
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    crate::shell::run(cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn console_size() -> Result<()> {
+    let size = console::wire_size()?;
+    say(&format!("    {} kB of {} kB", size / 1000, WIRE_BUDGET / 1000));
+    if size > WIRE_BUDGET {
+        bail!("the console's wasm is {size} bytes compressed, over its budget of {WIRE_BUDGET}");
+    }
+    Ok(())
+}
+
+fn unit() -> Result<()> {
+    crate::shell::run(cargo().args([
+        "test",
+        "--quiet",
+        "--workspace",
+        "--exclude",
+        "ketch-ui",
+        "--exclude",
+        "ketch-tests",
+    ]))
+}
+
+fn integration() -> Result<()> {
+    tools::packages(&[("kubectl", "kubernetes-client"), ("skopeo", "skopeo")])?;
+    crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]))
+}
+
+fn clippy() -> Result<()> {
+    crate::shell::run(cargo().args([
+        "clippy",
+        "--quiet",
+        "--workspace",
+        "--exclude",
+        "ketch-ui",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    let wasm = ["clippy", "--quiet", "--package", "ketch-ui", "--target", "wasm32-unknown-unknown"];
+    crate::shell::run(cargo().args(wasm).args(["--", "-D", "warnings"]))
+}
+
+/// Playwright against Debian's Chromium and the debug binary.
+fn browser() -> Result<()> {
+    tools::packages(&[("chromium", "chromium"), ("node", "nodejs"), ("npm", "npm")])?;
+    let tests = root().join("tests/browser");
+    if !tests.join("node_modules/.bin/playwright").is_file() {
+        step("install Playwright", || {
+            crate::shell::run(
+                program("npm")
+                    .args(["ci", "--silent", "--no-fund", "--no-audit"])
+                    .env("PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD", "1")
+                    .current_dir(&tests),
+            )
+        })?;
+    }
+    let chromium = output(program("which").arg("chromium")).unwrap_or_else(|| "/usr/bin/chromium".into());
+    crate::shell::run(
+        program(tests.join("node_modules/.bin/playwright"))
+            .arg("test")
+            .env("CHROMIUM", chromium)
+            .current_dir(&tests),
+    )
+}
