@@ -16,6 +16,10 @@ use crate::{
 
 const DIST: &str = "workloads/dist";
 const TARGET: &str = "wasm32-wasip2";
+/// WASI release in the engine crate's WIT.
+const ENGINE_WASI: &str = "0.2.12";
+/// WASI release of the JavaScript engine in componentize-js.
+const STARLINGMONKEY_WASI: &str = "0.2.10";
 
 /// Builds every Rust guest into `workloads/dist/NAME.wasm`.
 pub fn build() -> Result<()> {
@@ -57,20 +61,13 @@ fn javascript() -> Result<()> {
         return Ok(());
     }
     tools::packages(&[("node", "nodejs"), ("npm", "npm")])?;
-    let tool = tools_dir().join("js");
     step("build the JavaScript component with componentize-js", || {
-        fs::create_dir_all(&tool)?;
-        if !tool.join("node_modules/.bin/jco").is_file() {
-            run(program("npm")
-                .args(["install", "--silent", "--no-fund", "--no-audit", "--prefix"])
-                .arg(&tool)
-                .args(["@bytecodealliance/jco@1", "@bytecodealliance/componentize-js@0.19"]))?;
+        if !Path::new(source).join("node_modules/@bytecodealliance/componentize-js").is_dir() {
+            run(program("npm").args(["ci", "--silent", "--no-fund", "--no-audit"]).current_dir(source))?;
         }
-        let wit = wit_packages()?;
-        run(program(tool.join("node_modules/.bin/jco"))
-            .args(["componentize", "hello.js", "--wit"])
-            .arg(&wit)
-            .args(["--world-name", "wasi:http/proxy", "--out"])
+        run(program("node")
+            .arg("build.mjs")
+            .arg(wit("js", Some(STARLINGMONKEY_WASI))?)
             .arg(root().join(&dist))
             .current_dir(source))
     })
@@ -93,15 +90,16 @@ fn python() -> Result<()> {
         }
         run(program(venv.join("bin/componentize-py"))
             .arg("-d")
-            .arg(wit_packages()?)
+            .arg(wit("python", None)?)
             .args(["-w", "wasi:http/proxy", "componentize", "app", "-o"])
             .arg(root().join(&dist))
             .current_dir(source))
     })
 }
 
-/// The WIT of `wasi:http@0.2`, as the engine's own crate ships it.
-fn wit_packages() -> Result<PathBuf> {
+/// A copy of the WIT of `wasi:http@0.2`, as the engine's own crate ships it; with `version`, of that
+/// version of WASI instead of the engine's (0.2 releases differ in nothing but additions).
+fn wit(name: &str, version: Option<&str>) -> Result<PathBuf> {
     let metadata =
         output(cargo().args(["metadata", "--format-version", "1", "--locked"])).context("cargo metadata")?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
@@ -112,19 +110,15 @@ fn wit_packages() -> Result<PathBuf> {
         .find(|package| package["name"] == "wasmtime-wasi-http")
         .and_then(|package| package["manifest_path"].as_str())
         .context("wasmtime-wasi-http is not a dependency any more")?;
-    let source = Path::new(manifest).parent().context("manifest path")?.join("src/p2/wit");
-    let wit = tools_dir().join("wit");
-    copy_tree(&source, &wit)?;
-    Ok(wit)
-}
-
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    for file in files(from) {
-        let target = to.join(file.strip_prefix(from)?);
-        fs::create_dir_all(target.parent().context("path")?)?;
-        fs::copy(&file, &target)?;
+    let source = Path::new(manifest).parent().context("manifest path")?.join("wit");
+    let target = tools_dir().join("wit").join(name);
+    for file in files(&source) {
+        let text = fs::read_to_string(&file)?;
+        let copy = target.join(file.strip_prefix(&source)?);
+        fs::create_dir_all(copy.parent().context("path")?)?;
+        fs::write(copy, version.map_or_else(|| text.clone(), |version| text.replace(ENGINE_WASI, version)))?;
     }
-    Ok(())
+    Ok(target)
 }
 
 fn up_to_date(source: &str, dist: &str) -> bool {

@@ -3,6 +3,8 @@
 //! `cargo xtask up` and `cargo xtask test` work on a bare Debian or Ubuntu machine with rustup. Each
 //! installs what it misses, says what it does, and is quick when nothing is missing.
 
+#![allow(clippy::indexing_slicing, reason = "only serde_json values are indexed, which yields null")]
+
 mod bench;
 mod console;
 mod guests;
