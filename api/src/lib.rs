@@ -9,12 +9,14 @@ pub use k8s_openapi as k8s;
 
 pub mod function;
 pub mod kinds;
+pub mod meta;
 pub mod names;
 pub mod quantity;
 pub mod request;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod validation;
 pub mod wasm;
 
 pub use status::Status;

@@ -285,7 +285,8 @@ impl FieldError {
 
     /// The field must be set.
     pub fn required(path: impl Into<String>, detail: &str) -> Self {
-        let message = if detail.is_empty() { "Required value".into() } else { format!("Required value: {detail}") };
+        let message =
+            if detail.is_empty() { "Required value".into() } else { format!("Required value: {detail}") };
         Self::new(path, "FieldValueRequired", message)
     }
 
@@ -428,7 +429,8 @@ impl<S: Strategy> DynStrategy for Typed<S> {
         let mut unknown = Vec::new();
         // `apiVersion` and `kind` are checked by the caller and are no fields of k8s-openapi's structs' maps.
         let mut typed: S::Kind = serde_ignored::deserialize(raw, |path| {
-            unknown.push(path.to_string().split('.').filter(|part| *part != "?").collect::<Vec<_>>().join("."));
+            unknown
+                .push(path.to_string().split('.').filter(|part| *part != "?").collect::<Vec<_>>().join("."));
         })
         .map_err(|e: serde_json::Error| self.malformed(&e.to_string()))?;
         self.strategy.default(&mut typed);
