@@ -11,16 +11,32 @@
 //!   prefix once, or ends with [`Error::Compacted`] or [`Error::Overflow`].
 //! - **Reads are of the latest acknowledged state** unless a revision is asked for.
 
+mod durable;
+mod feed;
+mod memory;
+mod retention;
+mod snapshot;
+mod state;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod watch;
+
+pub use durable::{RedbOptions, RedbStore};
+pub use memory::{MemoryOptions, MemoryStore};
+pub use retention::{Retention, keep_compacted};
+pub use watch::WatchOptions;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use std::fmt;
 use std::sync::Arc;
 
 /// Position in the one order of writes. 0: before the first write.
 pub type Revision = u64;
 
 /// A stored value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Versioned {
     /// Key, for instance `/apps/deployments/default/web`.
     pub key: Arc<str>,
@@ -30,6 +46,18 @@ pub struct Versioned {
     pub revision: Revision,
     /// Revision of the write that made the key.
     pub created: Revision,
+}
+
+/// Leaves the value itself out: it may be a secret, and is often long.
+impl fmt::Debug for Versioned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Versioned")
+            .field("key", &self.key)
+            .field("bytes", &self.value.len())
+            .field("revision", &self.revision)
+            .field("created", &self.created)
+            .finish()
+    }
 }
 
 /// One page of a list.
@@ -165,7 +193,7 @@ pub trait Storage: Send + Sync + 'static {
     async fn list(&self, prefix: &str, options: ListOptions) -> Result<Page, Error>;
 
     /// Reads, decides and writes `key` as one atomic step. The only way to write: create, update and
-    /// delete are callbacks. Not cancelled by dropping the future once it has been polled.
+    /// delete are callbacks. Dropping the future does not undo it: a write that is queued happens, whole.
     async fn update(&self, key: &str, update: UpdateFn) -> Result<Written, Error>;
 
     /// Changes of keys that start with `prefix`, after revision `from`. A `from` in the future waits.
@@ -181,6 +209,7 @@ pub trait Storage: Send + Sync + 'static {
     /// [`Error::Compacted`].
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
-    /// Writes a consistent copy of the whole store to `path`, which must not exist.
+    /// Writes a consistent copy of all current values to `path`, which must not exist. History is not
+    /// part of it: watches on the copy start at the revision returned.
     async fn snapshot(&self, path: &std::path::Path) -> Result<Revision, Error>;
 }
