@@ -9,4 +9,8 @@
 
 pub mod admission;
 pub mod auth;
+pub mod patch;
 pub mod paths;
+pub mod pki;
+pub mod serve;
+pub mod typegraph;

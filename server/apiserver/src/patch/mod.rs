@@ -1,0 +1,3 @@
+//! Patch types that need to know the kind.
+
+pub mod strategic;
