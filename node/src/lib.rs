@@ -1,1 +1,26 @@
-//! 
+//! The node agent: runs the pods that are bound to this node and tells the API how they are.
+//!
+//! [`machine`] decides, synchronously; a worker per pod acts. Everything is level-triggered: what a
+//! restarted agent needs to know is in pod statuses and in its runtimes.
+
+mod actions;
+mod addresses;
+mod agent;
+mod context;
+mod env;
+mod events;
+mod host;
+mod images;
+mod logs;
+pub mod machine;
+mod options;
+mod pods;
+mod register;
+mod services;
+mod volumes;
+mod worker;
+mod writer;
+
+pub use agent::Node;
+pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
+pub use services::LocalServices;

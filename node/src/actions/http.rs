@@ -1,0 +1,90 @@
+//! HTTP requests of probes and hooks: in process where the target is served in this process.
+
+use std::net::{IpAddr, SocketAddr};
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use ketch_api::k8s::{api::core::v1 as core, apimachinery::pkg::util::intstr::IntOrString};
+use ketch_runtime::Body;
+
+use crate::context::Context;
+
+/// Sends the request an action describes; the status code of the answer. Redirects are not followed. The
+/// caller bounds the time.
+pub(super) async fn get(
+    context: &Context,
+    container: &core::Container,
+    action: &core::HTTPGetAction,
+    ip: IpAddr,
+) -> Result<u16, String> {
+    let port = port_number(container, &action.port)?;
+    if action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
+        return Err("scheme HTTPS is not supported; use HTTP or tcpSocket".to_owned());
+    }
+    let host = action.host.as_deref().filter(|host| !host.is_empty());
+    let authority = match host {
+        Some(host) => format!("{host}:{port}"),
+        None => SocketAddr::new(ip, port).to_string(),
+    };
+    let request = request(action, &authority)?;
+    let address = SocketAddr::new(ip, port);
+    let own = host.is_none_or(|host| host.parse() == Ok(ip));
+    if own && let Some(service) = context.services.by_address(address) {
+        let response = service.call(request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))?;
+        return Ok(response.status().as_u16());
+    }
+    over_socket(&authority, request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))
+}
+
+fn request(action: &core::HTTPGetAction, authority: &str) -> Result<Request<Body>, String> {
+    let path = action.path.as_deref().unwrap_or("/");
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    let mut request = Request::builder()
+        .uri(format!("http://{authority}{slash}{path}"))
+        .header(header::USER_AGENT, "kube-probe/1.35")
+        .header(header::ACCEPT, "*/*");
+    let headers = action.http_headers.as_deref().unwrap_or_default();
+    if !headers.iter().any(|one| one.name.eq_ignore_ascii_case("host")) {
+        request = request.header(header::HOST, authority);
+    }
+    for one in headers {
+        request = request.header(&one.name, &one.value);
+    }
+    let body = Empty::<Bytes>::new().map_err(|never| match never {}).boxed_unsync();
+    request.body(body).map_err(|error| error.to_string())
+}
+
+async fn over_socket(
+    authority: &str,
+    mut request: Request<Body>,
+) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
+    let path = request.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+    *request.uri_mut() = path.parse()?;
+    let stream = tokio::net::TcpStream::connect(authority).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // The connection is driven here, and ends here.
+    tokio::pin!(connection);
+    tokio::select! {
+        response = sender.send_request(request) => Ok(response?.status().as_u16()),
+        end = &mut connection => Err(end.err().map_or_else(|| "the connection was closed".into(), Into::into)),
+    }
+}
+
+/// A port by number, or by its name in the container.
+pub(super) fn port_number(container: &core::Container, port: &IntOrString) -> Result<u16, String> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let named = |port: &&core::ContainerPort| port.name.as_deref() == Some(name);
+            let found = container.ports.iter().flatten().find(named).map(|port| port.container_port);
+            found.or_else(|| name.parse().ok())
+        }
+    };
+    let text = || match port {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) => name.clone(),
+    };
+    number.and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0).ok_or_else(|| format!("invalid port: {}", text()))
+}

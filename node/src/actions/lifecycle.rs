@@ -1,0 +1,101 @@
+//! Ending containers, and their lifecycle hooks.
+
+use std::{net::IpAddr, sync::Arc, time::{Duration, Instant}};
+
+use ketch_api::k8s::api::core::v1 as core;
+
+use super::{Done, Start, http, instance, reference, title};
+use crate::{
+    context::{Context, Report},
+    machine::{Failure, Outcome, Unit},
+};
+
+/// What a container gets after its hook has used up the grace period (upstream's figure).
+const LEAST_GRACE: Duration = Duration::from_secs(2);
+
+/// A container to end.
+pub(crate) struct Stop {
+    pub(crate) unit: Unit,
+    pub(crate) runtime: Option<usize>,
+    pub(crate) attempt: u32,
+    pub(crate) grace: Duration,
+    pub(crate) why: String,
+    pub(crate) ip: Option<IpAddr>,
+}
+
+/// Runs the `preStop` hook, then ends the container, within the grace period.
+pub(crate) async fn stop(context: Arc<Context>, pod: Arc<core::Pod>, stop: Stop) -> Done {
+    context.event(&pod, reference(&stop.unit), Report::normal("Killing", stop.why.clone()));
+    let begun = Instant::now();
+    let hook = stop.unit.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+    if let (Some(hook), Some(ip)) = (hook, stop.ip)
+        && !stop.grace.is_zero()
+        && is_supported(&context, &pod, &stop.unit, hook)
+    {
+        let result = match tokio::time::timeout(stop.grace, run_hook(&context, &stop.unit, hook, ip)).await {
+            Ok(result) => result,
+            Err(_) => Err("it took longer than the grace period".to_owned()),
+        };
+        if let Err(message) = result {
+            let text = format!("PreStopHook failed: {message}");
+            context.event(&pod, reference(&stop.unit), Report::warning("FailedPreStopHook", text));
+        }
+    }
+    let left = if stop.grace.is_zero() { stop.grace } else { stop.grace.saturating_sub(begun.elapsed()).max(LEAST_GRACE) };
+    let id = instance(&pod, &stop.unit.name, stop.attempt);
+    for (index, entry) in context.runtimes.iter().enumerate() {
+        if stop.runtime.is_none_or(|runtime| runtime == index)
+            && let Err(error) = entry.runtime.stop(&id, left).await
+        {
+            tracing::warn!(pod = %title(&pod), container = stop.unit.name, %error, "a container could not be ended");
+        }
+    }
+    context.services.remove(&id);
+    // The runtime's own report carries code and reason: give it the first word.
+    for entry in &context.runtimes {
+        let found = entry.runtime.list().await.unwrap_or_default().into_iter().find(|status| status.id == id);
+        if let Some(status) = found {
+            return Done::Outcome(Outcome::State(stop.unit.name, stop.attempt, status.state));
+        }
+    }
+    Done::Outcome(Outcome::Stopped(stop.unit.name, stop.attempt))
+}
+
+/// Runs the `postStart` hook; a failing one fails the start.
+pub(super) async fn post_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<(), Failure> {
+    let Some(hook) = start.unit.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref()) else {
+        return Ok(());
+    };
+    if !is_supported(context, pod, &start.unit, hook) {
+        return Ok(());
+    }
+    let Err(message) = run_hook(context, &start.unit, hook, start.ip).await else { return Ok(()) };
+    let text = format!("PostStartHook failed: {message}");
+    context.event(pod, reference(&start.unit), Report::warning("FailedPostStartHook", text.clone()));
+    let id = instance(pod, &start.unit.name, start.attempt);
+    if let Some(runtime) = context.runtime(start.runtime) {
+        let _ = runtime.stop(&id, LEAST_GRACE).await;
+    }
+    Err(Failure { reason: "PostStartHookError", message: text })
+}
+
+async fn run_hook(context: &Context, unit: &Unit, hook: &core::LifecycleHandler, ip: IpAddr) -> Result<(), String> {
+    if let Some(get) = &hook.http_get {
+        let status = http::get(context, &unit.container, get, ip).await?;
+        return if status < 400 { Ok(()) } else { Err(format!("HTTP hook failed with statuscode: {status}")) };
+    }
+    if let Some(sleep) = &hook.sleep {
+        tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
+        return Ok(());
+    }
+    Ok(())
+}
+
+/// Exec hooks are skipped with an event, not failed: a workload that moves here keeps running.
+fn is_supported(context: &Context, pod: &core::Pod, unit: &Unit, hook: &core::LifecycleHandler) -> bool {
+    if hook.exec.is_some() {
+        let text = "exec hooks are not supported in Wasm containers and are skipped; use httpGet or sleep";
+        context.event(pod, reference(unit), Report::warning("Unsupported", text));
+    }
+    hook.exec.is_none()
+}

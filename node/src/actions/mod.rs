@@ -1,0 +1,171 @@
+//! What a worker's steps do. Each is a future over owned values that ends in a [`Done`]; none touches the
+//! worker.
+
+mod http;
+mod lifecycle;
+mod probe;
+mod pull;
+mod start;
+
+use std::sync::Arc;
+
+use ketch_api::k8s::api::core::v1 as core;
+use ketch_runtime::{ContainerId, PodId};
+use kube::api::{Api, DeleteParams, Preconditions};
+
+use crate::{
+    context::{Context, Report},
+    machine::{Desired, Failure, Outcome, Role, Unit, UnitState, container_id},
+};
+
+pub(crate) use lifecycle::{Stop, stop};
+pub(crate) use probe::{ProbeTarget, probe};
+pub(crate) use pull::pull;
+pub(crate) use start::{Start, start};
+
+/// How an action ended.
+pub(crate) enum Done {
+    /// To be folded into the pod's state.
+    Outcome(Outcome),
+    /// A pull, and which runtime the image is for.
+    Pulled { name: String, runtime: Option<usize>, result: Result<ketch_runtime::Image, Failure> },
+    /// A write of the status.
+    Wrote(Box<Result<core::Pod, kube::Error>>),
+    /// Volumes were looked at.
+    Refreshed,
+}
+
+/// `namespace/name`.
+pub(crate) fn title(pod: &core::Pod) -> String {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    format!("{}/{}", text(&pod.metadata.namespace), text(&pod.metadata.name))
+}
+
+fn uid(pod: &core::Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn instance(pod: &core::Pod, name: &str, attempt: u32) -> ContainerId {
+    ContainerId(container_id(uid(pod), name, attempt))
+}
+
+/// A container as events refer to it.
+fn reference(unit: &Unit) -> Option<(&str, bool)> {
+    Some((unit.name.as_str(), unit.role != Role::Main))
+}
+
+/// Gives the pod its address and its volumes.
+pub(crate) async fn prepare(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
+    let result = try_prepare(&context, &pod).await;
+    if let Err(failure) = &result {
+        context.event(&pod, None, Report::warning(failure.reason, failure.message.clone()));
+    }
+    Done::Outcome(Outcome::Prepared(result))
+}
+
+async fn try_prepare(context: &Context, pod: &core::Pod) -> Result<std::net::IpAddr, Failure> {
+    context.forced_runtime(pod)?;
+    let ip = context.addresses.allocate(uid(pod))?;
+    crate::volumes::prepare(context, pod, ip).await?;
+    Ok(ip)
+}
+
+/// Looks again at what the pod's volumes come from.
+pub(crate) async fn refresh(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
+    if let Err(failure) = crate::volumes::refresh(&context, &pod).await {
+        tracing::debug!(pod = %title(&pod), message = failure.message, "volumes were not refreshed");
+    }
+    Done::Refreshed
+}
+
+/// Says that a container is in a restart loop.
+pub(crate) fn note_restart(context: &Context, desired: &Desired, name: &str, state: &UnitState) {
+    let Some(unit) = desired.unit(name) else { return };
+    if state.attempt > 1 {
+        let meta = &desired.pod.metadata;
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let pod = format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid));
+        let message = format!("Back-off restarting failed container {name} in pod {pod}");
+        context.event(&desired.pod, reference(unit), Report::warning("BackOff", message));
+    }
+}
+
+/// Makes a runtime forget an ended instance. Its outcome is nothing: the next instance has another id.
+pub(crate) async fn forget(
+    context: Arc<Context>,
+    pod: Arc<core::Pod>,
+    name: String,
+    attempt: u32,
+    runtime: usize,
+) -> Done {
+    if let Some(runtime) = context.runtime(runtime)
+        && let Err(error) = runtime.remove(&instance(&pod, &name, attempt)).await
+    {
+        tracing::debug!(pod = %title(&pod), container = name, %error, "an ended container was not removed");
+    }
+    crate::logs::prune(&context.root, &pod, &name, attempt).await;
+    Done::Refreshed
+}
+
+/// Releases what the pod holds. `keep`: its object stays, and so do its logs.
+pub(crate) async fn cleanup(context: Arc<Context>, pod: Arc<core::Pod>, keep: bool) -> Done {
+    let id = PodId(uid(&pod).to_owned());
+    let mut result = Ok(());
+    for entry in &context.runtimes {
+        if let Err(error) = entry.runtime.remove_pod(&id).await {
+            result = Err(Failure { reason: "FailedKillPod", message: format!("error killing pod: {error}") });
+        }
+    }
+    if let Err(failure) = &result {
+        context.event(&pod, None, Report::warning(failure.reason, failure.message.clone()));
+        return Done::Outcome(Outcome::Cleaned(result));
+    }
+    context.services.remove_pod(uid(&pod));
+    context.addresses.release(uid(&pod));
+    crate::volumes::remove(&context, uid(&pod)).await;
+    if !keep {
+        crate::logs::remove(&context.root, &pod).await;
+    }
+    Done::Outcome(Outcome::Cleaned(result))
+}
+
+/// Deletes the object for good, unless it is another one by now.
+pub(crate) async fn delete(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
+    let meta = &pod.metadata;
+    let api: Api<core::Pod> = Api::namespaced(context.client.clone(), meta.namespace.as_deref().unwrap_or("default"));
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    // Logs of a pod that had ended by itself were kept until now.
+    crate::logs::remove(&context.root, &pod).await;
+    let result = match api.delete(meta.name.as_deref().unwrap_or_default(), &params).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+        Err(error) => {
+            tracing::warn!(pod = %title(&pod), %error, "cannot delete the ended pod");
+            Err(Failure { reason: "FailedDelete", message: error.to_string() })
+        }
+    };
+    Done::Outcome(Outcome::Deleted(result))
+}
+
+/// What a container left to say when it ended: its message file, else, when the pod wants that, the end of
+/// its log. `None`: keep what the runtime says.
+pub(crate) fn termination_message(
+    context: &Context,
+    pod: &core::Pod,
+    unit: &Unit,
+    attempt: u32,
+    code: i32,
+) -> Option<String> {
+    const LONGEST: usize = 4096;
+    let file = start::message_file(context, uid(pod), unit)?;
+    let text = std::fs::read(file).unwrap_or_default();
+    if !text.is_empty() {
+        return Some(String::from_utf8_lossy(text.get(..LONGEST).unwrap_or(&text)).into_owned());
+    }
+    let fall_back = unit.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+    (fall_back && code != 0).then(|| crate::logs::tail(&context.root, pod, &unit.name, attempt))
+}

@@ -1,0 +1,98 @@
+//! What all pod workers of a node share.
+
+use std::{path::PathBuf, sync::Arc};
+
+use ketch_api::{k8s::api::core::v1 as core, names};
+use ketch_runtime::{ContainerId, HttpService, Runtime};
+
+use crate::{
+    addresses::AddressBook,
+    events::{Note, Recorder},
+    images::PolicyImages,
+    machine::{Failure, Host},
+    options::{ApiAddress, RuntimeEntry},
+    services::LocalServices,
+};
+
+/// What all pod workers of a node share.
+pub(crate) struct Context {
+    pub(crate) client: kube::Client,
+    pub(crate) host: Host,
+    pub(crate) root: PathBuf,
+    pub(crate) runtimes: Vec<RuntimeEntry>,
+    pub(crate) images: PolicyImages,
+    pub(crate) addresses: AddressBook,
+    pub(crate) events: Recorder,
+    pub(crate) services: Arc<LocalServices>,
+    pub(crate) api: ApiAddress,
+}
+
+impl Context {
+    /// A runtime by its place in the list.
+    pub(crate) fn runtime(&self, index: usize) -> Option<&Arc<dyn Runtime>> {
+        self.runtimes.get(index).map(|entry| &entry.runtime)
+    }
+
+    /// The runtime that a pod's runtime class names; `None`: the image decides.
+    pub(crate) fn forced_runtime(&self, pod: &core::Pod) -> Result<Option<usize>, Failure> {
+        let Some(class) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
+            return Ok(None);
+        };
+        let named = |entry: &RuntimeEntry| entry.handlers.iter().any(|handler| handler == class);
+        if let Some(index) = self.runtimes.iter().position(named) {
+            return Ok(Some(index));
+        }
+        if class == names::WASM_RUNTIME_CLASS || names::WASM_RUNTIME_CLASS_ALIASES.contains(&class) {
+            return Ok(Some(0));
+        }
+        let known: Vec<&str> = self.runtimes.iter().flat_map(|entry| &entry.handlers).map(String::as_str).collect();
+        let message = format!("RuntimeClass {class:?} is not available on this node; it offers {}", known.join(", "));
+        Err(Failure { reason: "FailedCreatePodSandBox", message })
+    }
+
+    /// The HTTP service of an instance of a container.
+    pub(crate) fn http(&self, runtime: usize, id: &ContainerId) -> Option<Arc<dyn HttpService>> {
+        self.runtime(runtime)?.http(id)
+    }
+
+    /// Directory of a pod's volumes and files.
+    pub(crate) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.root.join("pods").join(uid)
+    }
+
+    /// Leaves an event about a pod, or about one of its containers.
+    pub(crate) fn event(&self, pod: &core::Pod, container: Option<(&str, bool)>, note: Report) {
+        let field = container.map(|(name, init)| {
+            format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+        });
+        let object = core::ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            name: pod.metadata.name.clone(),
+            namespace: pod.metadata.namespace.clone(),
+            uid: pod.metadata.uid.clone(),
+            resource_version: pod.metadata.resource_version.clone(),
+            field_path: field,
+        };
+        self.events.record(Note { object, warning: note.warning, reason: note.reason, message: note.message });
+    }
+}
+
+/// An event without its object.
+pub(crate) struct Report {
+    warning: bool,
+    reason: &'static str,
+    message: String,
+}
+
+impl Report {
+    /// A `Normal` event.
+    pub(crate) fn normal(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { warning: false, reason, message: message.into() }
+    }
+
+    /// A `Warning` event.
+    pub(crate) fn warning(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { warning: true, reason, message: message.into() }
+    }
+}

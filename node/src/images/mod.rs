@@ -1,0 +1,5 @@
+//! Images: pull policies over an [`ImageSource`].
+
+mod policy;
+
+pub(crate) use policy::PolicyImages;

@@ -1,0 +1,72 @@
+//! What a node is started with.
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
+
+use ketch_net::Cidr;
+use ketch_runtime::{ImageSource, Runtime};
+
+/// A runtime and the runtime class names that force it.
+#[derive(Clone)]
+pub struct RuntimeEntry {
+    /// Values of `spec.runtimeClassName`.
+    pub handlers: Vec<String>,
+    /// What runs the containers.
+    pub runtime: Arc<dyn Runtime>,
+}
+
+/// Where the Kubernetes API is reached from pods: `KUBERNETES_SERVICE_HOST` and `…_PORT`.
+#[derive(Clone, Debug)]
+pub struct ApiAddress {
+    /// Address or name.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// What a node is started with.
+#[derive(Clone)]
+pub struct NodeOptions {
+    /// Name of the Node object.
+    pub name: String,
+    /// Client with the node's identity.
+    pub client: kube::Client,
+    /// Everything the node writes is under `<data_dir>/node`.
+    pub data_dir: PathBuf,
+    /// Runtimes; the first one runs WebAssembly.
+    pub runtimes: Vec<RuntimeEntry>,
+    /// Where images come from.
+    pub images: Arc<dyn ImageSource>,
+    /// Range of pod addresses on this node.
+    pub pod_cidr: Cidr,
+    /// Addresses of the node, first one first.
+    pub addresses: Vec<IpAddr>,
+    /// The API as pods see it.
+    pub api: ApiAddress,
+    /// Most pods the node takes.
+    pub max_pods: u32,
+    /// Labels besides the well-known ones.
+    pub labels: Vec<(String, String)>,
+}
+
+impl NodeOptions {
+    /// `<data_dir>/node`.
+    pub fn root(&self) -> PathBuf {
+        self.data_dir.join("node")
+    }
+}
+
+/// Why a node could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error("cannot use {path} for the node's data: {source}")]
+    DataDir {
+        /// Directory.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// There is nothing that could run a container.
+    #[error("node {0:?} has no runtime")]
+    NoRuntime(String),
+}

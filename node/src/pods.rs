@@ -1,0 +1,214 @@
+//! The pods bound to this node: one worker each.
+//!
+//! A watch of the API feeds workers their desired pod; one task per runtime turns its hints into reports
+//! for the workers concerned. Workers are keyed by UID, so a pod that was deleted and made again under its
+//! name has a worker of its own.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use futures::{StreamExt, TryStreamExt};
+use ketch_api::k8s::api::core::v1 as core;
+use ketch_runtime::{ContainerState, ContainerStatus, PodId};
+use kube::{
+    api::Api,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    context::Context,
+    worker::{Seen, Target, Worker},
+};
+
+/// A worker's inputs.
+struct Handle {
+    target: watch::Sender<Target>,
+    seen: mpsc::UnboundedSender<Seen>,
+}
+
+/// Owner of the workers.
+pub(crate) struct Pods {
+    context: Arc<Context>,
+    node: Arc<str>,
+    workers: HashMap<String, Handle>,
+    tasks: JoinSet<String>,
+    /// What each runtime said last, so that only news is passed on.
+    known: HashMap<String, (usize, ContainerStatus)>,
+    /// Until the first complete list of pods, nothing may be taken for an orphan.
+    complete: bool,
+}
+
+impl Pods {
+    /// No workers yet.
+    pub(crate) fn new(context: Arc<Context>, node: Arc<str>) -> Self {
+        Self { context, node, workers: HashMap::new(), tasks: JoinSet::new(), known: HashMap::new(), complete: false }
+    }
+
+    /// Runs until `stop`; workers end with it, their containers are left to the runtimes.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let api: Api<core::Pod> = Api::all(self.context.client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
+        let mut events = watcher(api, config).default_backoff().boxed();
+        let mut changes: futures::stream::SelectAll<_> = (self.context.runtimes.iter())
+            .map(|entry| tokio_stream::wrappers::WatchStream::new(entry.runtime.changes()))
+            .collect();
+        let mut listed: Vec<core::Pod> = Vec::new();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                event = events.try_next() => match event {
+                    Ok(Some(event)) => self.event(event, &mut listed).await,
+                    Ok(None) => return,
+                    Err(error) => tracing::warn!(%error, "the watch of this node's pods was interrupted"),
+                },
+                Some(_) = changes.next() => self.look().await,
+                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
+            }
+        }
+    }
+
+    async fn event(&mut self, event: watcher::Event<core::Pod>, listed: &mut Vec<core::Pod>) {
+        match event {
+            watcher::Event::Apply(pod) => self.apply(pod),
+            watcher::Event::Delete(pod) => self.gone(pod.metadata.uid.as_deref().unwrap_or_default()),
+            watcher::Event::Init => listed.clear(),
+            watcher::Event::InitApply(pod) => listed.push(pod),
+            watcher::Event::InitDone => self.replace(std::mem::take(listed)).await,
+        }
+    }
+
+    /// A complete list: what is not in it is gone.
+    async fn replace(&mut self, pods: Vec<core::Pod>) {
+        let uid = |pod: &core::Pod| pod.metadata.uid.clone().unwrap_or_default();
+        let present: HashSet<String> = pods.iter().map(uid).collect();
+        if !self.complete {
+            let address = |pod: &core::Pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok();
+            let held = pods.iter().filter(|pod| !is_over(pod)).map(|pod| (uid(pod), address(pod)));
+            self.context.addresses.recover(&held.collect::<Vec<_>>());
+            self.look().await;
+            self.remove_orphans(&present).await;
+            self.complete = true;
+        }
+        for pod in pods {
+            self.apply(pod);
+        }
+        let absent: Vec<String> = self.workers.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        for uid in absent {
+            self.gone(&uid);
+        }
+    }
+
+    fn apply(&mut self, pod: core::Pod) {
+        let Some(uid) = pod.metadata.uid.clone() else { return };
+        let pod = Arc::new(pod);
+        if let Some(handle) = self.workers.get(&uid) {
+            handle.target.send_replace(Target::Pod(pod));
+            return;
+        }
+        // A pod that ended and holds nothing here needs no worker, until it is deleted.
+        let (target, targets) = watch::channel(Target::Pod(Arc::clone(&pod)));
+        let (seen, reports) = mpsc::unbounded_channel();
+        let prefix = format!("{uid}.");
+        for (id, (runtime, status)) in self.known.iter().filter(|(id, _)| id.starts_with(&prefix)) {
+            if let Some(report) = report(id, *runtime, status) {
+                let _ = seen.send(report);
+            }
+        }
+        let worker = Worker::new(Arc::clone(&self.context), pod, targets, reports);
+        let key = uid.clone();
+        self.tasks.spawn(async move {
+            worker.run().await;
+            key
+        });
+        self.workers.insert(uid, Handle { target, seen });
+    }
+
+    fn gone(&mut self, uid: &str) {
+        if let Some(handle) = self.workers.get(uid) {
+            handle.target.send_replace(Target::Gone);
+        }
+    }
+
+    fn ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.workers.remove(&uid);
+            }
+            // Its pod gets a new worker with the next event about it; see the handle's dropped receiver.
+            Err(error) => {
+                tracing::error!(%error, "a pod worker failed");
+                self.workers.retain(|_, handle| !handle.seen.is_closed());
+            }
+        }
+    }
+
+    /// Passes on what changed in the runtimes.
+    async fn look(&mut self) {
+        for (index, entry) in self.context.runtimes.iter().enumerate() {
+            let statuses = match entry.runtime.list().await {
+                Ok(statuses) => statuses,
+                Err(error) => {
+                    tracing::warn!(%error, "a runtime cannot list its containers");
+                    continue;
+                }
+            };
+            let present: HashSet<&str> = statuses.iter().map(|status| status.id.0.as_str()).collect();
+            self.known.retain(|id, (runtime, _)| *runtime != index || present.contains(id.as_str()));
+            for status in statuses {
+                let id = status.id.0.clone();
+                if self.known.get(&id).is_some_and(|(_, known)| known.state == status.state) {
+                    continue;
+                }
+                if let (Some(handle), Some(report)) =
+                    (self.workers.get(&status.pod.0), report(&id, index, &status))
+                {
+                    let _ = handle.seen.send(report);
+                }
+                self.known.insert(id, (index, status));
+            }
+        }
+    }
+
+    /// Ends what runs for pods that are gone, and removes their files.
+    async fn remove_orphans(&mut self, present: &HashSet<String>) {
+        let orphans: HashSet<PodId> =
+            self.known.values().map(|(_, s)| s.pod.clone()).filter(|pod| !present.contains(&pod.0)).collect();
+        for pod in orphans {
+            tracing::info!(uid = pod.0, "ending a pod that no longer exists");
+            for entry in &self.context.runtimes {
+                if let Err(error) = entry.runtime.remove_pod(&pod).await {
+                    tracing::warn!(uid = pod.0, %error, "a pod that no longer exists could not be ended");
+                }
+            }
+        }
+        let is_present = |name: &str| present.contains(name.rsplit('_').next().unwrap_or_default());
+        for directory in ["pods", "logs"] {
+            let Ok(mut entries) = tokio::fs::read_dir(self.context.root.join(directory)).await else { continue };
+            while let Ok(Some(entry)) = entries.next_entry().await {
+                if !is_present(&entry.file_name().to_string_lossy()) {
+                    let _ = tokio::fs::remove_dir_all(entry.path()).await;
+                }
+            }
+        }
+    }
+}
+
+fn is_over(pod: &core::Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn report(id: &str, runtime: usize, status: &ContainerStatus) -> Option<Seen> {
+    let attempt = id.rsplit_once('.')?.1.parse().ok()?;
+    if status.state == ContainerState::Created {
+        return None;
+    }
+    Some(Seen { name: status.name.clone(), attempt, state: status.state.clone(), runtime })
+}
