@@ -13,7 +13,7 @@ const WASMTIME: &str = "48.0.8";
 
 /// Runs every measurement, or the ones named in `args`.
 pub fn run_all(args: &[String]) -> Result<()> {
-    tools::packages(&[("etcd", "etcd-server")])?;
+    tools::packages(&[("etcd", "etcd-server"), ("wrk", "wrk"), ("kubectl", "kubernetes-client")])?;
     tools::install(
         "wasmtime",
         "wasmtime-cli",
