@@ -5,6 +5,11 @@
 //! tests of everything above. All pass one conformance suite (`testing`). The node agent learns what runs
 //! from [`Runtime::list`], after a restart as at any other time.
 
+pub mod fake;
+pub mod log;
+#[cfg(feature = "testing")]
+pub mod testing;
+
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -191,7 +196,13 @@ pub trait ImageSource: Send + Sync {
     /// Manifest of `reference`: its bytes, media type and digest.
     async fn manifest(&self, reference: &str) -> Result<Manifest, Error>;
     /// Writes blob `digest` of `reference`'s repository to `path`, checked against the digest and `size`.
-    async fn blob(&self, reference: &str, digest: &str, size: u64, path: &std::path::Path) -> Result<(), Error>;
+    async fn blob(
+        &self,
+        reference: &str,
+        digest: &str,
+        size: u64,
+        path: &std::path::Path,
+    ) -> Result<(), Error>;
 }
 
 /// An image manifest.
@@ -245,7 +256,8 @@ pub enum Error {
 }
 
 /// Body of requests and responses that are handed over in process.
-pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>>;
+pub type Body =
+    http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// A container's HTTP service, called without a socket.
 #[async_trait]
@@ -284,7 +296,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Makes what a pod's containers share. Idempotent.
     async fn create_pod(&self, pod: PodSandbox) -> Result<(), Error>;
 
-    /// Starts a container of a pod that exists. Idempotent. Returns once it runs, or has ended.
+    /// Starts a container of a pod that exists. Idempotent: one that runs or has ended stays as it is (to run
+    /// it again, remove it first). Returns once it runs, or has ended.
     async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error>;
 
     /// Asks a container to end and ends it after `grace`. Returns when it has ended. Unknown ids are fine.
