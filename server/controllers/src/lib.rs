@@ -7,9 +7,12 @@
 
 mod deployment;
 mod error;
+mod function;
 mod owner;
 mod pod;
 mod replicaset;
 mod runner;
+mod start;
 
 pub use error::Error;
+pub use start::{Controllers, Options, run_all};
