@@ -195,11 +195,14 @@ fn ours() -> Value {
 }
 
 fn cluster(entry: &Entry) -> Value {
-    let mut cluster = json!({"server": entry.server, "extensions": ours()});
-    if !entry.ca.is_empty() {
-        cluster["certificate-authority-data"] = STANDARD.encode(&entry.ca).into();
+    match entry.ca.as_str() {
+        "" => json!({"server": entry.server, "extensions": ours()}),
+        ca => json!({
+            "server": entry.server,
+            "certificate-authority-data": STANDARD.encode(ca),
+            "extensions": ours(),
+        }),
     }
-    cluster
 }
 
 fn user(entry: &Entry) -> Value {
@@ -214,11 +217,15 @@ fn user(entry: &Entry) -> Value {
 }
 
 fn context(entry: &Entry) -> Value {
-    let mut context = json!({"cluster": entry.name, "user": entry.name, "extensions": ours()});
-    if let Some(namespace) = &entry.namespace {
-        context["namespace"] = namespace.clone().into();
+    match &entry.namespace {
+        None => json!({"cluster": entry.name, "user": entry.name, "extensions": ours()}),
+        Some(namespace) => json!({
+            "cluster": entry.name,
+            "user": entry.name,
+            "namespace": namespace,
+            "extensions": ours(),
+        }),
     }
-    context
 }
 
 /// Writes beside the file and renames, so that a reader never sees half of it.
