@@ -5,12 +5,18 @@
 
 mod config_map;
 mod deployment;
+mod endpoints;
+mod event;
 mod function;
+mod ingress;
 mod namespace;
 mod node;
 mod pod;
 mod pod_spec;
+mod rbac;
 mod replica_set;
+mod service;
+mod small;
 mod workload;
 
 use crate::strategy::{DynStrategy, Strategy, Typed};
@@ -20,11 +26,25 @@ pub fn all() -> Vec<Box<dyn DynStrategy>> {
     vec![
         erased(config_map::ConfigMaps),
         erased(config_map::Secrets),
+        erased(endpoints::EndpointsObjects),
+        erased(event::CoreEvents),
         erased(namespace::Namespaces),
         erased(node::Nodes),
         erased(pod::Pods),
+        erased(service::Services),
+        erased(small::ServiceAccounts),
         erased(deployment::Deployments),
         erased(replica_set::ReplicaSets),
+        erased(small::Leases),
+        erased(endpoints::EndpointSlices),
+        erased(event::Events),
+        erased(ingress::Ingresses),
+        erased(ingress::IngressClasses),
+        erased(small::RuntimeClasses),
+        erased(rbac::ClusterRoleBindings),
+        erased(rbac::ClusterRoles),
+        erased(rbac::RoleBindings),
+        erased(rbac::Roles),
         erased(function::Functions),
         erased(function::FunctionRevisions),
     ]

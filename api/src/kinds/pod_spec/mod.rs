@@ -8,7 +8,7 @@ mod volumes;
 use k8s_openapi::api::core::v1::{PodSpec, PodTemplateSpec, Toleration};
 
 pub(super) use self::{
-    containers::env_vars,
+    containers::{env_vars, port_or_name},
     defaults::{pod as default_pod, template as default_template},
     resources::{canonicalize, qos_class, requirements},
 };
