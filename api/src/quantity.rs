@@ -124,18 +124,6 @@ impl Quantity {
         self.nanos % NANO == 0
     }
 
-    /// The sum, printed as `self` is; held at the limits.
-    #[must_use]
-    pub fn add(self, other: Self) -> Self {
-        Self { nanos: clamp(self.nanos + other.nanos), format: self.format_with(other) }
-    }
-
-    /// The difference, printed as `self` is; held at the limits.
-    #[must_use]
-    pub fn sub(self, other: Self) -> Self {
-        Self { nanos: clamp(self.nanos - other.nanos), format: self.format_with(other) }
-    }
-
     /// `count` times as much; held at the limits.
     #[must_use]
     pub fn times(self, count: i64) -> Self {
@@ -290,6 +278,24 @@ impl fmt::Display for Quantity {
     }
 }
 
+/// The sum, held at the limits, printed as the left side is; zero takes the right side's format.
+impl std::ops::Add for Quantity {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { nanos: clamp(self.nanos + other.nanos), format: self.format_with(other) }
+    }
+}
+
+/// The difference, as [`std::ops::Add`].
+impl std::ops::Sub for Quantity {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self { nanos: clamp(self.nanos - other.nanos), format: self.format_with(other) }
+    }
+}
+
 impl PartialEq for Quantity {
     fn eq(&self, other: &Self) -> bool {
         self.nanos == other.nanos
@@ -405,9 +411,9 @@ mod tests {
         let q = |t: &str| t.parse::<Quantity>().unwrap();
         assert_eq!(q("1Ki"), q("1024"));
         assert!(q("1000m") < q("1001m"));
-        assert_eq!(q("1Gi").add(q("512Mi")).to_string(), "1536Mi");
-        assert_eq!(Quantity::ZERO.add(q("1Gi")).to_string(), "1Gi");
-        assert_eq!(q("1").sub(q("250m")).to_string(), "750m");
+        assert_eq!((q("1Gi") + q("512Mi")).to_string(), "1536Mi");
+        assert_eq!((Quantity::ZERO + q("1Gi")).to_string(), "1Gi");
+        assert_eq!((q("1") - q("250m")).to_string(), "750m");
         assert_eq!(q("1.1").value(), 2);
         assert_eq!(q("0.0015").millis(), 2);
         assert_eq!(q("100m").times(3).to_string(), "300m");

@@ -165,7 +165,8 @@ mod tests {
             let status = create("Pod", json!({"metadata": {"name": "a"}, "spec": spec})).unwrap_err();
             status.message.trim_start_matches("Pod \"a\" is invalid: ").to_owned()
         };
-        let table: &[(fn(&mut Value), &str)] = &[
+        type Edit = fn(&mut Value);
+        let table: &[(Edit, &str)] = &[
             (|s| s["containers"] = json!([]), "spec.containers: Required value"),
             (|s| s["containers"][0]["name"] = "".into(), "spec.containers[0].name: Required value"),
             (|s| s["containers"][0]["image"] = "".into(), "spec.containers[0].image: Required value"),
