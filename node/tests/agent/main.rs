@@ -1,0 +1,7 @@
+//! The node agent against a small API in memory and a fake runtime.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, missing_docs)]
+
+mod api;
+mod lifecycle;
+mod runtime;
+mod setup;
