@@ -1,7 +1,19 @@
 //! Who asks, and whether they may: the traits the request pipeline calls.
 //!
 //! The pipeline knows these traits only; what stands behind them (tokens, RBAC, the node authorizer) is
-//! in the modules below. Nothing here may depend on the pipeline.
+//! in the modules below, put together as [`Auth`]. Nothing here may depend on the pipeline.
+
+pub mod console;
+mod facade;
+mod follow;
+mod impersonation;
+pub mod node;
+mod objects;
+pub mod rbac;
+mod reviews;
+pub mod token;
+
+pub use facade::{Auth, ISSUER};
 
 use std::collections::BTreeMap;
 
