@@ -1,16 +1,35 @@
 //! Checks and changes between authorisation and storage that are about more than one object's own rules.
 //!
-//! A hook has three phases. [`Admission::review`] runs before the transaction and may do IO;
-//! [`Admission::mutate`] and [`Admission::validate`] run inside it, on the very values that are about to
+//! A hook has four phases. [`Admission::review`] runs before the transaction and may do IO;
+//! [`Admission::settled`] after it. [`Admission::mutate`] and [`Admission::validate`] run inside it, on the very values that are about to
 //! replace each other, so a decision on the old object is never about an outdated one. Hooks run in the
 //! order of the list; all mutating before any validating phase. Admission webhooks will be one more hook
 //! whose `review` makes the call.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use ketch_api::{Descriptor, Status};
+use ketch_store::Storage;
 use serde_json::Value;
 
 use crate::auth::User;
+
+pub mod cluster_ip;
+mod namespace;
+mod node_port;
+mod pod;
+
+/// The hooks every server has, in order.
+pub(crate) fn built_in(storage: &Arc<dyn Storage>, cidr: cluster_ip::ServiceCidr) -> Vec<Arc<dyn Admission>> {
+    vec![
+        Arc::new(namespace::Lifecycle::new(storage.clone())),
+        Arc::new(pod::ServiceAccount),
+        Arc::new(pod::DefaultTolerations),
+        Arc::new(cluster_ip::ClusterIps::new(storage.clone(), cidr)),
+        Arc::new(node_port::NodePorts::new(storage.clone())),
+    ]
+}
 
 /// What is about to happen to the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,4 +104,9 @@ pub trait Admission: Send + Sync + 'static {
     ) -> Result<(), Status> {
         Ok(())
     }
+
+    /// After the transaction, when it was none of a dry run: what the object `uid` is now, as bytes of its
+    /// JSON; `None` when there is no such object (the create failed, or it was deleted). `uid` is empty for
+    /// updates.
+    fn settled(&self, _request: &Request, _uid: &str, _stored: Option<&[u8]>) {}
 }

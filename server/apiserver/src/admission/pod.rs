@@ -1,0 +1,101 @@
+//! What upstream's admission adds to every pod: a service account and tolerations of short node trouble.
+
+use ketch_api::Status;
+use serde_json::{Value, json};
+
+use super::{Admission, Operation, Request};
+
+/// Seconds a pod stays on a node that is gone; upstream's default.
+const TOLERATION_SECONDS: i64 = 300;
+
+/// Gives pods the service account `default` when they name none. Tokens are not mounted yet.
+pub(super) struct ServiceAccount;
+
+impl Admission for ServiceAccount {
+    fn name(&self) -> &'static str {
+        "ServiceAccount"
+    }
+
+    fn mutate(&self, request: &Request, object: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+        if request.operation != Operation::Create || !request.is("", "pods") {
+            return Ok(());
+        }
+        let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+        let name = match (text(spec.get("serviceAccountName")), text(spec.get("serviceAccount"))) {
+            (name, _) if !name.is_empty() => name,
+            (_, old_name) if !old_name.is_empty() => old_name,
+            _ => "default".to_owned(),
+        };
+        spec.insert("serviceAccountName".into(), name.clone().into());
+        // The deprecated alias that older clients read.
+        spec.insert("serviceAccount".into(), name.into());
+        Ok(())
+    }
+}
+
+/// Lets pods outlive a short trouble of their node, unless they say otherwise.
+pub(super) struct DefaultTolerations;
+
+impl Admission for DefaultTolerations {
+    fn name(&self) -> &'static str {
+        "DefaultTolerationSeconds"
+    }
+
+    fn mutate(&self, request: &Request, object: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
+        if request.operation != Operation::Create || !request.is("", "pods") {
+            return Ok(());
+        }
+        let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
+        let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
+        if tolerations.is_null() {
+            *tolerations = json!([]);
+        }
+        let Some(tolerations) = tolerations.as_array_mut() else { return Ok(()) };
+        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+            if !tolerations.iter().any(|toleration| covers(toleration, key)) {
+                tolerations.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute",
+                    "tolerationSeconds": TOLERATION_SECONDS}));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn covers(toleration: &Value, key: &str) -> bool {
+    let text = |field: &str| toleration.get(field).and_then(Value::as_str).unwrap_or_default();
+    matches!(text("key"), own if own == key || own.is_empty()) && matches!(text("effect"), "NoExecute" | "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ketch_api::Descriptor;
+
+    fn admitted(hook: &dyn Admission, mut pod: Value) -> Value {
+        let request = Request {
+            user: crate::auth::User::default(),
+            operation: Operation::Create,
+            descriptor: Descriptor::namespaced("", "v1", "Pod", "pods", "pod"),
+            subresource: String::new(),
+            namespace: "default".into(),
+            name: "p".into(),
+            dry_run: false,
+        };
+        hook.mutate(&request, &mut pod, None).unwrap();
+        pod
+    }
+
+    #[test]
+    fn pods_get_an_account_and_tolerations_once() {
+        let pod = admitted(&ServiceAccount, json!({"spec": {}}));
+        assert_eq!(pod["spec"]["serviceAccountName"], "default");
+        let pod = admitted(&ServiceAccount, json!({"spec": {"serviceAccountName": "own"}}));
+        assert_eq!(pod["spec"]["serviceAccount"], "own");
+        let pod = admitted(&DefaultTolerations, json!({"spec": {"tolerations": null}}));
+        assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 2);
+        assert_eq!(admitted(&DefaultTolerations, pod.clone()), pod);
+        let all = json!({"spec": {"tolerations": [{"operator": "Exists"}]}});
+        assert_eq!(admitted(&DefaultTolerations, all.clone()), all);
+    }
+}

@@ -1,0 +1,66 @@
+//! What every cluster has from the start.
+
+use std::sync::Arc;
+
+use ketch_api::Status;
+use serde_json::{Value, json};
+
+use crate::{
+    admission::{Operation, Request},
+    auth::User,
+    rest::{
+        create, meta,
+        write::Write,
+    },
+    server::ApiServer,
+    wire::body::FieldValidation,
+};
+
+/// Namespaces of every cluster.
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+impl ApiServer {
+    /// Creates the system namespaces and the Service `kubernetes` where they are missing; `api_port` is the
+    /// port this server's API is reached at. Idempotent: run it at every start, before clients come.
+    ///
+    /// # Errors
+    /// Those of the store. Kinds that are not served are left out.
+    pub async fn bootstrap(self: &Arc<Self>, api_port: u16) -> Result<(), Status> {
+        for name in NAMESPACES {
+            let labels = json!({"kubernetes.io/metadata.name": name});
+            let namespace = json!({"metadata": {"name": name, "labels": labels}});
+            self.ensure("", "v1", "namespaces", namespace).await?;
+        }
+        let service = json!({
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"clusterIP": self.service_cidr.first().to_string(), "type": "ClusterIP",
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api_port}]},
+        });
+        self.ensure("", "v1", "services", service).await
+    }
+
+    /// Creates an object on behalf of the server itself, through defaulting, admission and validation.
+    /// One of the same name that exists already is left as it is.
+    ///
+    /// # Errors
+    /// Whatever a create can fail with, except that the object exists.
+    pub async fn ensure(&self, group: &str, version: &str, plural: &str, object: Value) -> Result<(), Status> {
+        let Some(resource) = self.registry.get(group, version, plural).cloned() else { return Ok(()) };
+        let request = Request {
+            user: User::new("system:apiserver", &[ketch_api::names::ADMIN_GROUP]),
+            operation: Operation::Create,
+            descriptor: resource.descriptor().clone(),
+            subresource: String::new(),
+            namespace: meta::text(&object, "namespace").to_owned(),
+            name: String::new(),
+            dry_run: false,
+        };
+        let mut write = Write::new(self, resource, request, self.now());
+        let incoming = write.decode(object, &[], FieldValidation::Strict)?;
+        match create::store(self, &mut write, incoming).await {
+            Err(status) if status.reason != "AlreadyExists" => Err(status),
+            _ => Ok(()),
+        }
+    }
+}
