@@ -224,6 +224,31 @@ pub fn config_key(text: &str) -> Vec<String> {
     faults
 }
 
+/// An address that traffic may be sent to: not this machine, not this link, not everyone. Pod addresses
+/// under 127.42.0.0/16 (nodes without privileges) are fine.
+pub fn endpoint_address(ip: std::net::IpAddr) -> Vec<String> {
+    use std::net::IpAddr;
+    let ip = ip.to_canonical();
+    let (loopback, link_local) = match ip {
+        IpAddr::V4(v4) => (v4.is_loopback() && !matches!(v4.octets(), [127, 42, ..]), v4.is_link_local()),
+        IpAddr::V6(v6) => (v6.is_loopback(), v6.is_unicast_link_local()),
+    };
+    let mut faults = Vec::new();
+    if ip.is_unspecified() {
+        faults.push(format!("may not be unspecified ({ip})"));
+    }
+    if loopback {
+        faults.push("may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned());
+    }
+    if link_local {
+        faults.push("may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned());
+    }
+    if ip.is_multicast() {
+        faults.push("may not be in the multicast range (224.0.0.0/4, ff00::/8)".to_owned());
+    }
+    faults
+}
+
 /// A percentage such as `25%`.
 pub fn percent(text: &str) -> Vec<String> {
     let digits = text.strip_suffix('%').unwrap_or_default();
@@ -285,6 +310,16 @@ mod tests {
             let regex = "(e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
             ["name part must be non-empty".to_owned(), format!("name part {QUALIFIED_MESSAGE} {regex}")]
         });
+    }
+
+    #[test]
+    fn traffic_goes_to_real_machines() {
+        for good in ["10.42.0.7", "127.42.3.4", "192.168.1.1", "2001:db8::1", "::ffff:10.0.0.1"] {
+            assert_eq!(endpoint_address(good.parse().unwrap()), [""; 0], "{good}");
+        }
+        for bad in ["127.0.0.1", "::ffff:127.0.0.1", "::1", "0.0.0.0", "::", "169.254.169.254", "fe80::1", "224.0.0.1"] {
+            assert_eq!(endpoint_address(bad.parse().unwrap()).len(), 1, "{bad}");
+        }
     }
 
     proptest! {

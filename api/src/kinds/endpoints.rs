@@ -76,9 +76,8 @@ impl Strategy for EndpointsObjects {
                 errors.push(FieldError::required(&path, "must specify `addresses` or `notReadyAddresses`"));
             }
             for (field, list) in [("addresses", ready), ("notReadyAddresses", waiting)] {
-                for (m, address) in list.iter().enumerate().filter(|(_, a)| a.ip.parse::<IpAddr>().is_err()) {
-                    let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
-                    errors.push(FieldError::invalid(format!("{path}.{field}[{m}].ip"), &address.ip, detail));
+                for (m, address) in list.iter().enumerate() {
+                    errors.extend(ip(&address.ip, &format!("{path}.{field}[{m}].ip")));
                 }
             }
             for (m, port) in subset.ports.iter().flatten().enumerate() {
@@ -205,14 +204,29 @@ impl Strategy for EndpointSlices {
     }
 }
 
+/// An address traffic may be sent to.
+fn ip(text: &str, path: &str) -> Vec<FieldError> {
+    match text.parse::<IpAddr>() {
+        Ok(ip) => invalid_all(path, text, validation::endpoint_address(ip)),
+        Err(_) => {
+            let detail = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+            vec![FieldError::invalid(path, text, detail)]
+        }
+    }
+}
+
 fn address(kind: &str, address: &str, path: &str) -> Vec<FieldError> {
-    let fault = match kind {
-        "IPv4" if address.parse::<Ipv4Addr>().is_err() => "must be an IPv4 address",
-        "IPv6" if address.parse::<Ipv6Addr>().is_err() => "must be an IPv6 address",
-        "FQDN" => return invalid_all(path, address, validation::dns1123_subdomain(address)),
-        _ => return Vec::new(),
-    };
-    vec![FieldError::invalid(path, address, fault)]
+    match kind {
+        "IPv4" if address.parse::<Ipv4Addr>().is_err() => {
+            vec![FieldError::invalid(path, address, "must be an IPv4 address")]
+        }
+        "IPv6" if address.parse::<Ipv6Addr>().is_err() => {
+            vec![FieldError::invalid(path, address, "must be an IPv6 address")]
+        }
+        "IPv4" | "IPv6" => ip(address, path),
+        "FQDN" => invalid_all(path, address, validation::dns1123_subdomain(address)),
+        _ => Vec::new(),
+    }
 }
 
 fn ports(ports: &[EndpointPort]) -> Vec<FieldError> {
@@ -254,8 +268,8 @@ mod tests {
         );
         let empty = json!({"metadata": {"name": "e"}, "addressType": "IPv4", "endpoints": []});
         assert_eq!(row("EndpointSlice", &empty), "e|IPv4|<unset>|<unset>|<unknown>");
-        let endpoints = json!({"metadata": {"name": "web"}, "subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "::1"}], "ports": [{"port": 80}]}]});
-        assert_eq!(row("Endpoints", &endpoints), "web|10.0.0.1:80,[::1]:80|<unknown>");
+        let endpoints = json!({"metadata": {"name": "web"}, "subsets": [{"addresses": [{"ip": "10.0.0.1"}, {"ip": "2001:db8::1"}], "ports": [{"port": 80}]}]});
+        assert_eq!(row("Endpoints", &endpoints), "web|10.0.0.1:80,[2001:db8::1]:80|<unknown>");
         assert_eq!(row("Endpoints", &json!({"metadata": {"name": "web"}})), "web|<none>|<unknown>");
     }
 
@@ -275,7 +289,10 @@ mod tests {
                 .message
                 .contains("Unsupported value: \"IPv7\"")
         );
-        assert!(update("EndpointSlice", slice("IPv6", "::1"), &slice("IPv4", "10.0.0.1")).is_err());
+        assert!(update("EndpointSlice", slice("IPv6", "2001:db8::1"), &slice("IPv4", "10.0.0.1")).is_err());
+        assert!(
+            create("EndpointSlice", slice("IPv4", "127.0.0.1")).unwrap_err().message.contains("loopback")
+        );
         let bad = json!({"metadata": {"name": "e"}, "subsets": [{"addresses": [{"ip": "x"}], "ports": [{"port": 0}]}]});
         assert_eq!(create("Endpoints", bad).unwrap_err().details.unwrap().causes.len(), 2);
     }

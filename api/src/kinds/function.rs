@@ -271,9 +271,6 @@ fn trigger(trigger: &Trigger, path: &str) -> Vec<FieldError> {
         return vec![FieldError::required(path, "must specify exactly one trigger type: http")];
     };
     let mut errors = Vec::new();
-    if http.hosts.is_empty() && http.path.is_none() {
-        errors.push(FieldError::required(format!("{path}.http.hosts"), "must specify hosts or a path"));
-    }
     for (n, host) in http.hosts.iter().enumerate() {
         let path = format!("{path}.http.hosts[{n}]");
         if host.parse::<std::net::IpAddr>().is_ok() {
