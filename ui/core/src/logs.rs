@@ -3,7 +3,7 @@
 //! Lines come from `?timestamps=true`, so each begins with an RFC 3339 time. JSON lines are read only
 //! when asked for ([`Line::fields`]), which the view does for visible rows alone.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -135,7 +135,7 @@ impl Splitter {
 /// The newest lines of all sources, ordered by time; the oldest are dropped beyond the capacity.
 #[derive(Clone, Debug)]
 pub struct Buffer {
-    lines: VecDeque<Line>,
+    lines: VecDeque<Arc<Line>>,
     capacity: usize,
     next: u64,
     dropped: u64,
@@ -159,7 +159,7 @@ impl Buffer {
                 self.lines.len() - later
             }
         };
-        self.lines.insert(at, line);
+        self.lines.insert(at, Arc::new(line));
         if self.lines.len() > self.capacity {
             self.lines.pop_front();
             self.dropped += 1;
@@ -167,7 +167,7 @@ impl Buffer {
     }
 
     /// Oldest first.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Line> + ExactSizeIterator {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Arc<Line>> + ExactSizeIterator {
         self.lines.iter()
     }
 

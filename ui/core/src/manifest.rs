@@ -69,6 +69,8 @@ pub struct Draft {
     pub image: String,
     /// Environment, in order; empty names are left out.
     pub env: Vec<(String, String)>,
+    /// Entries of an existing environment that are not plain values (`valueFrom`), kept as they are.
+    pub kept_env: Vec<Value>,
     /// Outbound permission.
     pub outbound: Outbound,
     /// Quantity, or empty for the default.
@@ -80,7 +82,8 @@ pub struct Draft {
 impl Draft {
     fn env(&self) -> Vec<Value> {
         let named = self.env.iter().filter(|(name, _)| !name.is_empty());
-        named.map(|(name, value)| json!({"name": name, "value": value})).collect()
+        let plain = named.map(|(name, value)| json!({"name": name, "value": value}));
+        plain.chain(self.kept_env.iter().cloned()).collect()
     }
 
     /// The object for a world: a Function when it answers HTTP, else a Pod that runs once.
@@ -159,6 +162,13 @@ impl Draft {
     }
 }
 
+/// The environment of a Function or container: plain values, and the entries that refer elsewhere.
+pub fn split_env(env: &[Value]) -> (Vec<(String, String)>, Vec<Value>) {
+    let text = |entry: &Value, key: &str| crate::object::text(entry, key).to_owned();
+    let (kept, plain): (Vec<Value>, Vec<Value>) = env.iter().cloned().partition(|e| e.get("valueFrom").is_some());
+    (plain.iter().map(|e| (text(e, "/name"), text(e, "/value"))).collect(), kept)
+}
+
 /// `ketch.local/NAMESPACE/NAME@DIGEST`.
 pub fn image(namespace: &str, name: &str, digest: &str) -> String {
     format!("{REGISTRY_HOST}/{namespace}/{name}@{digest}")
@@ -232,6 +242,7 @@ mod tests {
             namespace: "default".into(),
             image: image("default", "hello", "sha256:ab"),
             env: vec![("A".into(), "1".into()), (String::new(), "x".into())],
+            kept_env: vec![],
             outbound: Outbound::List(vec!["api.example.com:443".into()]),
             memory: "64Mi".into(),
             args: vec![],
@@ -264,6 +275,15 @@ mod tests {
         assert!(patch["spec"]["traffic"].is_null() && patch["spec"].get("traffic").is_some());
         assert_eq!(traffic(Some("f-00001"))["spec"]["traffic"][0]["percent"], 100);
         assert!(traffic(None)["spec"]["traffic"].is_null());
+    }
+
+    #[test]
+    fn references_in_the_environment_survive_an_edit() {
+        let secret = json!({"name": "S", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}});
+        let (plain, kept) = split_env(&[json!({"name": "A", "value": "1"}), secret.clone()]);
+        assert_eq!(plain, [("A".to_owned(), "1".to_owned())]);
+        let draft = Draft { env: plain, kept_env: kept, ..draft() };
+        assert_eq!(draft.patch()["spec"]["env"], json!([{"name": "A", "value": "1"}, secret]));
     }
 
     #[test]

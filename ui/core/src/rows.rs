@@ -112,6 +112,32 @@ impl<R: Keyed> Rows<R> {
     }
 }
 
+/// A whole object as a row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    key: String,
+    version: String,
+    /// As the API sent it.
+    pub value: serde_json::Value,
+}
+
+impl Object {
+    /// Wraps an object.
+    pub fn new(value: serde_json::Value) -> Self {
+        let version = crate::object::text(&value, "/metadata/resourceVersion").to_owned();
+        Self { key: crate::object::uid(&value).to_owned(), version, value }
+    }
+}
+
+impl Keyed for Object {
+    fn key(&self) -> &str {
+        &self.key
+    }
+    fn version(&self) -> &str {
+        &self.version
+    }
+}
+
 fn older_or_same(new: &str, old: &str) -> bool {
     match (new.parse::<u64>(), old.parse::<u64>()) {
         (Ok(new), Ok(old)) => new <= old,
