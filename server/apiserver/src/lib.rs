@@ -9,8 +9,21 @@
 
 pub mod admission;
 pub mod auth;
+mod bootstrap;
+mod discovery;
+mod health;
+pub mod node;
 pub mod patch;
 pub mod paths;
 pub mod pki;
+pub mod registry;
+mod respond;
+mod rest;
+mod route;
 pub mod serve;
+mod server;
 pub mod typegraph;
+mod wire;
+
+pub use node::NodeConnector;
+pub use server::{ApiServer, Config, Limits};

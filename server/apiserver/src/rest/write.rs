@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use ketch_api::{Context, FieldError, Status};
+use ketch_api::{FieldError, Status, strategy::Context};
 use ketch_store::{Update, Versioned};
 use serde_json::Value;
 

@@ -13,7 +13,8 @@ impl Query {
 
     /// The first value of `key`; an empty value counts as absent.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        self.all(key).next().filter(|value| !value.is_empty())
+        let (_, value) = self.0.iter().find(|(own, _)| own == key)?;
+        Some(value.as_str()).filter(|value| !value.is_empty())
     }
 
     /// Every value of `key`.
