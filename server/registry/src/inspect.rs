@@ -8,8 +8,8 @@ use ketch_api::wasm::{Encoding, Inspection, World};
 use looks::looks_like;
 use std::collections::BTreeSet;
 use wasmparser::{
-    BinaryReaderError, ComponentExternalKind, ComponentTypeRef, Parser, Payload, TypeBounds, Validator,
-    WasmFeatures,
+    BinaryReader, BinaryReaderError, ComponentExternalKind, ComponentTypeRef, Parser, Payload, TypeBounds,
+    Validator, WasmFeatures,
 };
 
 /// Packages of the `wasi` namespace that the runtime provides.
@@ -72,6 +72,7 @@ pub enum InspectError {
 /// [`Inspection::problems`] says why.
 pub fn inspect(bytes: &[u8]) -> Result<Inspection, InspectError> {
     check_header(bytes)?;
+    check_end(bytes)?;
     let broken = |error: BinaryReaderError| broken(&error, bytes.len() as u64);
     let mut features = WasmFeatures::default();
     features.insert(WasmFeatures::CM_ASYNC | WasmFeatures::CM_MORE_ASYNC_BUILTINS);
@@ -110,6 +111,25 @@ fn check_header(bytes: &[u8]) -> Result<(), InspectError> {
         Some([low, high, _, _]) => Err(InspectError::Version { version: u16::from_le_bytes([*low, *high]) }),
         None => Err(InspectError::Truncated { size: bytes.len() as u64 }),
     }
+}
+
+/// Checks that the last section ends where the file does. The parser is content with a nested module that
+/// the file ends in the middle of.
+fn check_end(bytes: &[u8]) -> Result<(), InspectError> {
+    let truncated = || InspectError::Truncated { size: bytes.len() as u64 };
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    while let Some((_id, section)) = rest.split_first() {
+        let mut reader = BinaryReader::new(section, 0);
+        // A length that is no number is for the validator to explain.
+        let length = match reader.read_var_u32() {
+            Ok(length) => length as usize,
+            Err(_) if reader.eof() => return Err(truncated()),
+            Err(_) => return Ok(()),
+        };
+        let body = section.get(reader.original_position()..).unwrap_or_default();
+        rest = body.get(length..).ok_or_else(truncated)?;
+    }
+    Ok(())
 }
 
 fn broken(error: &BinaryReaderError, size: u64) -> InspectError {
