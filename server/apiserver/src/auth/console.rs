@@ -156,7 +156,8 @@ impl Console {
         let now = (self.clock)();
         for prefix in [TOKENS, SESSIONS] {
             let page = self.storage.list(prefix, ListOptions::default()).await.map_err(Status::internal)?;
-            for item in page.items.iter().filter(|item| parse(item).is_none_or(|entry| entry.expires <= now)) {
+            for item in page.items.iter().filter(|item| parse(item).is_none_or(|entry| entry.expires <= now))
+            {
                 self.storage
                     .update(&item.key, Box::new(|_| Ok(Update::Delete)))
                     .await
@@ -242,7 +243,11 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 fn guard(parts: &Parts) -> Result<(), Status> {
     let text = |name: header::HeaderName| parts.headers.get(name).and_then(|value| value.to_str().ok());
     let refuse = |why: &str| {
-        Err(Status::new(403, "Forbidden", format!("the session cookie is not accepted for this request: {why}")))
+        Err(Status::new(
+            403,
+            "Forbidden",
+            format!("the session cookie is not accepted for this request: {why}"),
+        ))
     };
     if parts.headers.contains_key(header::UPGRADE) {
         let host = text(header::HOST).or(parts.uri.authority().map(http::uri::Authority::as_str));
@@ -252,11 +257,10 @@ fn guard(parts: &Parts) -> Result<(), Status> {
             _ => refuse("its origin is another one than the console's"),
         };
     }
-    if matches!(parts.method, Method::GET | Method::HEAD) || text(header::HeaderName::from_static(HEADER)) == Some("1") {
+    if matches!(parts.method, Method::GET | Method::HEAD)
+        || text(header::HeaderName::from_static(HEADER)) == Some("1")
+    {
         return Ok(());
     }
     refuse("the header x-ketch-console is missing")
 }
-
-#[cfg(test)]
-mod tests;

@@ -48,7 +48,10 @@ impl Auth {
     ///
     /// # Errors
     /// When the key cannot be used or the store fails.
-    pub async fn start(storage: Arc<dyn Storage>, service_account_key: &str) -> Result<Arc<Self>, TokenError> {
+    pub async fn start(
+        storage: Arc<dyn Storage>,
+        service_account_key: &str,
+    ) -> Result<Arc<Self>, TokenError> {
         Self::start_with_clock(storage, service_account_key, Arc::new(Timestamp::now)).await
     }
 

@@ -19,7 +19,11 @@ pub(crate) trait Reflect: Send + Sync {
 }
 
 /// Brings `target` to the latest state. Returns the revision to watch from.
-pub(crate) async fn sync(storage: &dyn Storage, prefix: &str, target: &dyn Reflect) -> Result<Revision, Error> {
+pub(crate) async fn sync(
+    storage: &dyn Storage,
+    prefix: &str,
+    target: &dyn Reflect,
+) -> Result<Revision, Error> {
     let page = storage.list(prefix, ListOptions::default()).await?;
     target.replace(&page.items);
     Ok(page.revision)

@@ -17,7 +17,11 @@ const EXTRA: &str = "impersonate-extra-";
 ///
 /// # Errors
 /// 403 when one of the names may not be taken, 400 when groups come without a user.
-pub(crate) fn effective(user: User, headers: &HeaderMap, authorizer: &dyn Authorizer) -> Result<User, Status> {
+pub(crate) fn effective(
+    user: User,
+    headers: &HeaderMap,
+    authorizer: &dyn Authorizer,
+) -> Result<User, Status> {
     let Some(wanted) = wanted(headers)? else { return Ok(user) };
     for attributes in needed(&wanted) {
         if let Decision::Deny(reason) = authorizer.authorize(&user, &attributes) {
@@ -30,7 +34,10 @@ pub(crate) fn effective(user: User, headers: &HeaderMap, authorizer: &dyn Author
 /// The user as the headers have it.
 fn wanted(headers: &HeaderMap) -> Result<Option<User>, Status> {
     let text = |value: &http::HeaderValue| {
-        value.to_str().map(str::to_owned).map_err(|_| Status::bad_request("impersonation headers must be ASCII"))
+        value
+            .to_str()
+            .map(str::to_owned)
+            .map_err(|_| Status::bad_request("impersonation headers must be ASCII"))
     };
     let all = |name: &str| headers.get_all(name).iter().map(text).collect::<Result<Vec<_>, _>>();
     let mut extra: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -47,7 +54,9 @@ fn wanted(headers: &HeaderMap) -> Result<Option<User>, Status> {
         if uid.is_empty() && groups.is_empty() && extra.is_empty() {
             return Ok(None);
         }
-        return Err(Status::bad_request("requested groups, uid or extra values without impersonating a user"));
+        return Err(Status::bad_request(
+            "requested groups, uid or extra values without impersonating a user",
+        ));
     }
     Ok(Some(User { name, uid, groups, extra }))
 }

@@ -152,3 +152,6 @@ pub trait Reviews: Send + Sync + 'static {
         body: Value,
     ) -> Result<Value, Status>;
 }
+
+#[cfg(test)]
+mod tests;

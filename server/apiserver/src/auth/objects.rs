@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use ketch_api::Status;
 use ketch_store::Storage;
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
 /// Identity and life of any object.
 #[derive(Debug, Default, Deserialize)]
@@ -39,7 +40,8 @@ pub(crate) struct PodSpec {
 
 /// Reads the object at `key`.
 pub(crate) async fn read<T: DeserializeOwned>(storage: &dyn Storage, key: &str) -> Result<Option<T>, Status> {
-    let stored = storage.get(key).await.map_err(|error| Status::internal(format!("the store failed: {error}")))?;
+    let stored =
+        storage.get(key).await.map_err(|error| Status::internal(format!("the store failed: {error}")))?;
     let Some(stored) = stored else { return Ok(None) };
     let object = serde_json::from_slice(&stored.value)
         .map_err(|error| Status::internal(format!("the stored object {key} cannot be read: {error}")))?;
@@ -80,4 +82,11 @@ pub(crate) fn random_secret() -> Result<String, Status> {
 pub(crate) fn digest(secret: &str) -> String {
     use sha2::Digest;
     sha2::Sha256::digest(secret.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Sets a field of a JSON object; anything else is left as it is.
+pub(crate) fn set(object: &mut Value, field: &str, value: impl Into<Value>) {
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert(field.to_owned(), value.into());
+    }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Attributes, Auth, Authorizer, Decision, User, node,
-    objects::{self, core_key},
+    objects::{self, core_key, set},
     rbac::Rule,
     token::{Bound, Reference},
 };
@@ -33,11 +33,14 @@ impl super::Reviews for Auth {
         mut body: Value,
     ) -> Result<Value, Status> {
         let status = match (group, kind) {
-            (AUTHORIZATION, "SelfSubjectAccessReview") => self.access(user, spec(group, kind, &body)?, kind)?,
+            (AUTHORIZATION, "SelfSubjectAccessReview") => {
+                self.access(user, spec(group, kind, &body)?, kind)?
+            }
             (AUTHORIZATION, "SubjectAccessReview") => self.subject_access(spec(group, kind, &body)?, kind)?,
             (AUTHORIZATION, "LocalSubjectAccessReview") => {
                 let review: Access = spec(group, kind, &body)?;
-                let asked = review.resource_attributes.as_ref().map(|r| r.namespace.clone().unwrap_or_default());
+                let asked =
+                    review.resource_attributes.as_ref().map(|r| r.namespace.clone().unwrap_or_default());
                 if asked.is_none_or(|asked| asked != namespace) {
                     let path = "spec.resourceAttributes.namespace";
                     let fault = FieldError::invalid(path, "", "must match metadata.namespace");
@@ -67,7 +70,9 @@ fn spec<T: Default + for<'a> Deserialize<'a>>(group: &str, kind: &str, body: &Va
     match body.get("spec") {
         None | Some(Value::Null) => Ok(T::default()),
         Some(spec) => T::deserialize(spec).map_err(|error| {
-            Status::bad_request(format!("{kind} in version \"{group}/v1\" cannot be handled as a {kind}: {error}"))
+            Status::bad_request(format!(
+                "{kind} in version \"{group}/v1\" cannot be handled as a {kind}: {error}"
+            ))
         }),
     }
 }
@@ -140,7 +145,9 @@ impl Access {
         };
         match (self.resource_attributes, self.non_resource_attributes) {
             (Some(_), Some(_)) => invalid("cannot be specified in combination with nonResourceAttributes"),
-            (None, None) => invalid("exactly one of nonResourceAttributes or resourceAttributes must be specified"),
+            (None, None) => {
+                invalid("exactly one of nonResourceAttributes or resourceAttributes must be specified")
+            }
             (Some(resource), None) => Ok(Attributes {
                 verb: resource.verb.unwrap_or_default(),
                 group: resource.group.unwrap_or_default(),
@@ -175,7 +182,8 @@ impl Auth {
         let name = review.user.take().unwrap_or_default();
         let groups = review.groups.take().unwrap_or_default();
         if name.is_empty() && groups.is_empty() {
-            let fault = FieldError::invalid("spec.user", "", "at least one of user or group must be specified");
+            let fault =
+                FieldError::invalid("spec.user", "", "at least one of user or group must be specified");
             return Err(Status::invalid(AUTHORIZATION, kind, "", &[fault]));
         }
         let (uid, extra) = (review.uid.take().unwrap_or_default(), review.extra.take().unwrap_or_default());
@@ -191,12 +199,10 @@ impl Auth {
         };
         let (resources, paths): (Vec<_>, Vec<_>) =
             rules.into_iter().partition(|rule| rule.non_resource_urls.is_empty());
-        let mut status = json!({
-            "resourceRules": resources, "nonResourceRules": paths, "incomplete": false,
-        });
-        if node::node_name(user).is_some() {
-            status["incomplete"] = true.into();
-            status["evaluationError"] = "the node authorizer does not support rule resolution".into();
+        let node = node::node_name(user).is_some();
+        let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": node});
+        if node {
+            set(&mut status, "evaluationError", "the node authorizer does not support rule resolution");
         }
         status
     }
@@ -216,7 +222,13 @@ impl Auth {
         })
     }
 
-    async fn token_request(&self, user: &User, namespace: &str, name: &str, mut body: Value) -> Result<Value, Status> {
+    async fn token_request(
+        &self,
+        user: &User,
+        namespace: &str,
+        name: &str,
+        mut body: Value,
+    ) -> Result<Value, Status> {
         let request: RequestSpec = spec(AUTHENTICATION, "TokenRequest", &body)?;
         let life = request.expiration_seconds.unwrap_or(DEFAULT_LIFE);
         if life < MIN_LIFE {
@@ -246,11 +258,16 @@ impl Auth {
         let now = (self.clock)();
         let token = self.tokens.issue(bound, audiences.clone(), now, life)?;
         let expires = now.checked_add(SignedDuration::from_secs(life)).map_err(Status::internal)?;
-        fill_in(&mut body, namespace, name, now);
-        body["spec"]["audiences"] = json!(audiences);
-        body["spec"]["expirationSeconds"] = life.into();
-        body["status"] = json!({"token": token, "expirationTimestamp": seconds(expires)});
-        Ok(body)
+        let mut spec =
+            body.get_mut("spec").map(Value::take).filter(Value::is_object).unwrap_or_else(|| json!({}));
+        set(&mut spec, "audiences", audiences);
+        set(&mut spec, "expirationSeconds", life);
+        Ok(json!({
+            "apiVersion": format!("{AUTHENTICATION}/v1"), "kind": "TokenRequest",
+            "metadata": {"name": name, "namespace": namespace, "creationTimestamp": seconds(now)},
+            "spec": spec,
+            "status": {"token": token, "expirationTimestamp": seconds(expires)},
+        }))
     }
 
     /// Adds the pod, node or secret a token is to be bound to, which must exist.
@@ -262,7 +279,9 @@ impl Auth {
             ("v1", "Node") => "nodes",
             ("v1", "Secret") => "secrets",
             (version, kind) => {
-                return Err(Status::bad_request(format!("cannot bind token for serviceaccount to {version} {kind}")));
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount to {version} {kind}"
+                )));
             }
         };
         let resource = GroupResource { group: "", resource: plural };
@@ -275,20 +294,27 @@ impl Auth {
             .ok_or_else(|| Status::not_found(resource, &name))?;
         let uid = found.metadata.uid;
         if let Some(wanted) = object.uid.as_ref().filter(|wanted| !wanted.is_empty() && **wanted != uid) {
-            let why = format!("the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated");
+            let why = format!(
+                "the UID in the bound object reference ({wanted}) does not match the UID in record. The object might have been deleted and then recreated"
+            );
             return Err(Status::conflict(resource, &name, why));
         }
         if let Some(node) = node::node_name(user)
             && (plural != "pods" || found.spec.node_name != node)
         {
-            let why = format!("node requested token bound to a pod scheduled on a different node or to no pod (node \"{node}\")");
+            let why = format!(
+                "node requested token bound to a pod scheduled on a different node or to no pod (node \"{node}\")"
+            );
             return Err(Status::forbidden(resource, &name, why));
         }
         let reference = Some(Reference { name: name.clone(), uid });
         match plural {
             "pods" => {
                 if found.spec.service_account_name != bound.serviceaccount.name {
-                    let why = format!("cannot bind token for serviceaccount \"{}\" to pod running with different serviceaccount name.", bound.serviceaccount.name);
+                    let why = format!(
+                        "cannot bind token for serviceaccount \"{}\" to pod running with different serviceaccount name.",
+                        bound.serviceaccount.name
+                    );
                     return Err(Status::bad_request(why));
                 }
                 bound.pod = reference;
@@ -310,18 +336,6 @@ impl Auth {
     }
 }
 
-fn fill_in(body: &mut Value, namespace: &str, name: &str, now: Timestamp) {
-    if !body.is_object() {
-        *body = json!({});
-    }
-    body["apiVersion"] = format!("{AUTHENTICATION}/v1").into();
-    body["kind"] = "TokenRequest".into();
-    body["metadata"] = json!({"name": name, "namespace": namespace, "creationTimestamp": seconds(now)});
-    if !body["spec"].is_object() {
-        body["spec"] = json!({});
-    }
-}
-
 fn seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
@@ -329,10 +343,10 @@ fn seconds(at: Timestamp) -> String {
 fn user_info(user: &User) -> Value {
     let mut info = json!({"username": user.name, "groups": user.groups});
     if !user.uid.is_empty() {
-        info["uid"] = user.uid.as_str().into();
+        set(&mut info, "uid", user.uid.as_str());
     }
     if !user.extra.is_empty() {
-        info["extra"] = json!(user.extra);
+        set(&mut info, "extra", json!(user.extra));
     }
     info
 }

@@ -110,7 +110,8 @@ impl Graph {
 pub(super) fn references(pod: &Value, namespace: &str) -> HashSet<Target> {
     let mut targets = HashSet::new();
     let Some(spec) = pod.get("spec") else { return targets };
-    if let Some(name) = spec.get("serviceAccountName").and_then(Value::as_str).filter(|name| !name.is_empty()) {
+    if let Some(name) = spec.get("serviceAccountName").and_then(Value::as_str).filter(|name| !name.is_empty())
+    {
         targets.insert(Target::service_account(namespace, name));
     }
     for secret in spec.get("imagePullSecrets").and_then(Value::as_array).into_iter().flatten() {
@@ -124,7 +125,9 @@ pub(super) fn references(pod: &Value, namespace: &str) -> HashSet<Target> {
             Value::Array(items) => open.extend(items),
             Value::Object(fields) => {
                 for (field, value) in fields {
-                    targets.extend(reference(field, value).map(|(kind, name)| Target::new(kind, namespace, name)));
+                    targets.extend(
+                        reference(field, value).map(|(kind, name)| Target::new(kind, namespace, name)),
+                    );
                     open.push(value);
                 }
             }

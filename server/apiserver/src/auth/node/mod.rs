@@ -69,7 +69,9 @@ impl Nodes {
         match (a.group.as_str(), a.resource.as_str(), a.subresource.as_str()) {
             ("", "secrets", "") if reads => related(Target::secret(&a.namespace, &a.name)),
             ("", "configmaps", "") if reads => related(Target::config_map(&a.namespace, &a.name)),
-            ("", "persistentvolumeclaims", "") if a.verb == "get" => related(Target::claim(&a.namespace, &a.name)),
+            ("", "persistentvolumeclaims", "") if a.verb == "get" => {
+                related(Target::claim(&a.namespace, &a.name))
+            }
             ("", "serviceaccounts", "") if a.verb == "get" => {
                 related(Target::service_account(&a.namespace, &a.name))
             }
@@ -129,6 +131,3 @@ impl Reflect for Nodes {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -79,10 +79,14 @@ fn pod(node: &str, request: &Request, object: Option<&Value>, old: Option<&Value
         (Operation::Create, Some(pod)) => mirror_pod(node, pod),
         (Operation::Delete, _) => bound(node, old, "delete"),
         // A delete with a grace period writes the pod.
-        (Operation::Update, _) if old.is_some() && text(object, "/metadata/deletionTimestamp") != "" => {
+        (Operation::Update, _)
+            if old.is_some() && !text(object, "/metadata/deletionTimestamp").is_empty() =>
+        {
             bound(node, old, "delete")
         }
-        (operation, _) => Err(format!("unexpected operation \"{operation:?}\", node \"{node}\" can only create and delete mirror pods")),
+        (operation, _) => Err(format!(
+            "unexpected operation \"{operation:?}\", node \"{node}\" can only create and delete mirror pods"
+        )),
     }
 }
 
@@ -130,9 +134,11 @@ fn own_node(node: &str, request: &Request, object: Option<&Value>, old: Option<&
     };
     labels(node, object, old)?;
     let Some(old) = old else { return Ok(()) };
-    for (pointer, what) in
-        [("/spec/taints", "taints"), ("/metadata/ownerReferences", "ownerReferences"), ("/spec/configSource", "configSource")]
-    {
+    for (pointer, what) in [
+        ("/spec/taints", "taints"),
+        ("/metadata/ownerReferences", "ownerReferences"),
+        ("/spec/configSource", "configSource"),
+    ] {
         if empty_as_none(object.pointer(pointer)) != empty_as_none(old.pointer(pointer)) {
             return Err(format!("node \"{node}\" is not allowed to modify {what}"));
         }
@@ -147,7 +153,11 @@ fn empty_as_none(value: Option<&Value>) -> Option<&Value> {
 /// Labels that decide where workloads go are for administrators.
 fn labels(node: &str, object: &Value, old: Option<&Value>) -> Verdict {
     let all = |object: Option<&Value>| {
-        object.and_then(|object| object.pointer("/metadata/labels")).and_then(Value::as_object).cloned().unwrap_or_default()
+        object
+            .and_then(|object| object.pointer("/metadata/labels"))
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default()
     };
     let (new, before) = (all(Some(object)), all(old));
     let mut forbidden: Vec<&str> = new
@@ -162,7 +172,10 @@ fn labels(node: &str, object: &Value, old: Option<&Value>) -> Verdict {
         true => Ok(()),
         false => {
             let verb = if old.is_some() { "modify" } else { "set" };
-            Err(format!("is not allowed to {verb} the following labels: {} (node \"{node}\")", forbidden.join(", ")))
+            Err(format!(
+                "is not allowed to {verb} the following labels: {} (node \"{node}\")",
+                forbidden.join(", ")
+            ))
         }
     }
 }

@@ -6,7 +6,10 @@ use ketch_store::{Storage, Update};
 use serde_json::{Value, json};
 
 use super::Rule;
-use crate::auth::{AUTHENTICATED_GROUP, UNAUTHENTICATED_GROUP, node, objects::new_uid};
+use crate::auth::{
+    AUTHENTICATED_GROUP, UNAUTHENTICATED_GROUP, node,
+    objects::{new_uid, set},
+};
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
@@ -48,7 +51,17 @@ pub fn objects() -> Vec<Value> {
 
 const PUBLIC_PATHS: &[&str] = &["/healthz", "/livez", "/readyz", "/version", "/version/"];
 const DISCOVERY_PATHS: &[&str] = &[
-    "/", "/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version",
+    "/",
+    "/api",
+    "/api/*",
+    "/apis",
+    "/apis/*",
+    "/healthz",
+    "/livez",
+    "/openapi",
+    "/openapi/*",
+    "/readyz",
+    "/version",
     "/version/",
 ];
 const ISSUER_PATHS: &[&str] = &["/.well-known/openid-configuration", "/openid/v1/jwks"];
@@ -72,9 +85,22 @@ fn view() -> Vec<Rule> {
         read(
             "",
             &[
-                "configmaps", "endpoints", "events", "limitranges", "namespaces", "namespaces/status",
-                "persistentvolumeclaims", "persistentvolumeclaims/status", "pods", "pods/log", "pods/status",
-                "resourcequotas", "resourcequotas/status", "serviceaccounts", "services", "services/status",
+                "configmaps",
+                "endpoints",
+                "events",
+                "limitranges",
+                "namespaces",
+                "namespaces/status",
+                "persistentvolumeclaims",
+                "persistentvolumeclaims/status",
+                "pods",
+                "pods/log",
+                "pods/status",
+                "resourcequotas",
+                "resourcequotas/status",
+                "serviceaccounts",
+                "services",
+                "services/status",
             ],
         ),
         read("discovery.k8s.io", &["endpointslices"]),
@@ -82,9 +108,18 @@ fn view() -> Vec<Rule> {
         read(
             "apps",
             &[
-                "controllerrevisions", "daemonsets", "daemonsets/status", "deployments", "deployments/scale",
-                "deployments/status", "replicasets", "replicasets/scale", "replicasets/status", "statefulsets",
-                "statefulsets/scale", "statefulsets/status",
+                "controllerrevisions",
+                "daemonsets",
+                "daemonsets/status",
+                "deployments",
+                "deployments/scale",
+                "deployments/status",
+                "replicasets",
+                "replicasets/scale",
+                "replicasets/status",
+                "statefulsets",
+                "statefulsets/scale",
+                "statefulsets/status",
             ],
         ),
         read("autoscaling", &["horizontalpodautoscalers", "horizontalpodautoscalers/status"]),
@@ -93,7 +128,13 @@ fn view() -> Vec<Rule> {
         read("policy", &["poddisruptionbudgets", "poddisruptionbudgets/status"]),
         read(
             "ketch.dev",
-            &["functions", "functions/scale", "functions/status", "functionrevisions", "functionrevisions/status"],
+            &[
+                "functions",
+                "functions/scale",
+                "functions/status",
+                "functionrevisions",
+                "functionrevisions/status",
+            ],
         ),
     ]
 }
@@ -111,14 +152,28 @@ fn edit() -> Vec<Rule> {
         Rule::resources(&[""], &["pods/eviction", "serviceaccounts/token"], &["create"]),
         write(
             "",
-            &["configmaps", "events", "persistentvolumeclaims", "secrets", "serviceaccounts", "services", "services/proxy"],
+            &[
+                "configmaps",
+                "events",
+                "persistentvolumeclaims",
+                "secrets",
+                "serviceaccounts",
+                "services",
+                "services/proxy",
+            ],
         ),
         write("events.k8s.io", &["events"]),
         write(
             "apps",
             &[
-                "daemonsets", "deployments", "deployments/rollback", "deployments/scale", "replicasets",
-                "replicasets/scale", "statefulsets", "statefulsets/scale",
+                "daemonsets",
+                "deployments",
+                "deployments/rollback",
+                "deployments/scale",
+                "replicasets",
+                "replicasets/scale",
+                "statefulsets",
+                "statefulsets/scale",
             ],
         ),
         write("autoscaling", &["horizontalpodautoscalers"]),
@@ -134,11 +189,7 @@ fn edit() -> Vec<Rule> {
 fn admin() -> Vec<Rule> {
     vec![
         Rule::resources(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
-        Rule::resources(
-            &["rbac.authorization.k8s.io"],
-            &["rolebindings", "roles"],
-            &[READ, WRITE].concat(),
-        ),
+        Rule::resources(&["rbac.authorization.k8s.io"], &["rolebindings", "roles"], &[READ, WRITE].concat()),
     ]
 }
 
@@ -155,42 +206,33 @@ fn gateway() -> Vec<Rule> {
 }
 
 fn metadata(name: &str, label: Option<&str>) -> Value {
-    let mut metadata = json!({
-        "name": name,
-        "labels": {BOOTSTRAP_LABEL: "rbac-defaults"},
-        "annotations": {AUTO_UPDATE: "true"},
-    });
+    let mut labels = json!({BOOTSTRAP_LABEL: "rbac-defaults"});
     if let Some(label) = label {
-        metadata["labels"][format!("rbac.authorization.k8s.io/aggregate-to-{label}")] = "true".into();
+        set(&mut labels, &format!("rbac.authorization.k8s.io/aggregate-to-{label}"), "true");
     }
-    metadata
+    json!({"name": name, "labels": labels, "annotations": {AUTO_UPDATE: "true"}})
 }
 
-fn cluster_role(name: &str, label: Option<&str>) -> Value {
+fn cluster_role(name: &str, label: Option<&str>, field: &str, content: Value) -> Value {
     json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-        "metadata": metadata(name, label),
+        "metadata": metadata(name, label), field: content,
     })
 }
 
 fn role(name: &str, rules: &[Rule]) -> Value {
-    let mut role = cluster_role(name, None);
-    role["rules"] = json!(rules);
-    role
+    cluster_role(name, None, "rules", json!(rules))
 }
 
 /// A role that is the sum of those labelled `aggregate-to-{from}`, and part of `into`.
 fn aggregate(name: &str, from: &str, into: Option<&str>) -> Value {
-    let mut role = cluster_role(name, into);
     let label = format!("rbac.authorization.k8s.io/aggregate-to-{from}");
-    role["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
-    role
+    let rule = json!({"clusterRoleSelectors": [{"matchLabels": {label: "true"}}]});
+    cluster_role(name, into, "aggregationRule", rule)
 }
 
 fn part(of: &str, rules: &[Rule]) -> Value {
-    let mut role = cluster_role(&format!("system:aggregate-to-{of}"), Some(of));
-    role["rules"] = json!(rules);
-    role
+    cluster_role(&format!("system:aggregate-to-{of}"), Some(of), "rules", json!(rules))
 }
 
 fn binding(role: &str, groups: &[&str]) -> Value {
@@ -210,12 +252,14 @@ fn binding(role: &str, groups: &[&str]) -> Value {
 /// allows it. Nothing is taken away: what an administrator added stays.
 pub(crate) async fn ensure(storage: &dyn Storage, now: jiff::Timestamp) -> Result<(), Status> {
     for object in objects() {
-        let plural = if object["kind"] == "ClusterRole" { "clusterroles" } else { "clusterrolebindings" };
-        let name = object["metadata"]["name"].as_str().unwrap_or_default();
-        let key = format!("{}{plural}/{name}", super::PREFIX);
+        let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let plural = if text("/kind") == "ClusterRole" { "clusterroles" } else { "clusterrolebindings" };
+        let key = format!("{}{plural}/{}", super::PREFIX, text("/metadata/name"));
         let mut created = object.clone();
-        created["metadata"]["uid"] = new_uid()?.into();
-        created["metadata"]["creationTimestamp"] = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+        if let Some(metadata) = created.get_mut("metadata") {
+            set(metadata, "uid", new_uid()?);
+            set(metadata, "creationTimestamp", now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        }
         let update = Box::new(move |current: Option<&ketch_store::Versioned>| {
             let Some(current) = current else { return Ok(Update::Put(encode(created.clone()))) };
             let Ok(stored) = serde_json::from_slice::<Value>(&current.value) else { return Ok(Update::Keep) };
@@ -233,15 +277,13 @@ fn completed(mut stored: Value, wanted: &Value) -> Option<Value> {
     }
     let mut changed = false;
     for field in ["rules", "subjects"] {
-        for item in wanted.get(field).and_then(Value::as_array).into_iter().flatten() {
-            if !stored[field].is_array() {
-                stored[field] = json!([]);
-            }
-            let items = stored[field].as_array_mut()?;
-            if !items.contains(item) {
-                items.push(item.clone());
-                changed = true;
-            }
+        let mut items = stored.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+        let missing = wanted.get(field).and_then(Value::as_array).into_iter().flatten();
+        let before = items.len();
+        items.extend(missing.filter(|item| !items.contains(item)).cloned().collect::<Vec<_>>());
+        if items.len() > before {
+            set(&mut stored, field, items);
+            changed = true;
         }
     }
     changed.then_some(stored)

@@ -54,6 +54,3 @@ impl Reflect for Rbac {
         self.current.store(Arc::new(objects.snapshot()));
     }
 }
-
-#[cfg(test)]
-mod tests;

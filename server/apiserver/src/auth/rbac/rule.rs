@@ -93,8 +93,10 @@ impl Rule {
             [] => vec![Vec::new()],
             names => names.iter().map(|name| vec![name.clone()]).collect(),
         };
-        let of_resources = [self.api_groups.len(), self.resources.len(), names.len()].iter().product::<usize>();
-        let count = self.verbs.len().saturating_mul(of_resources.saturating_add(self.non_resource_urls.len()));
+        let of_resources =
+            [self.api_groups.len(), self.resources.len(), names.len()].iter().product::<usize>();
+        let count =
+            self.verbs.len().saturating_mul(of_resources.saturating_add(self.non_resource_urls.len()));
         if count > limit {
             return None;
         }
@@ -159,7 +161,9 @@ fn resource_matches(own: &str, resource: &str, subresource: &str) -> bool {
     }
     match own.split_once('/') {
         None => subresource.is_empty() && own == resource,
-        Some((parent, sub)) => !subresource.is_empty() && sub == subresource && (parent == "*" || parent == resource),
+        Some((parent, sub)) => {
+            !subresource.is_empty() && sub == subresource && (parent == "*" || parent == resource)
+        }
     }
 }
 
@@ -227,14 +231,22 @@ mod tests {
             (&all, "impersonate", "x", "y/z", "", true),
         ];
         for (rule, verb, group, name, object, allowed) in cases {
-            assert_eq!(rule.allows(&resource(verb, group, name, object)), allowed, "{rule} {verb} {group}/{name} {object}");
+            assert_eq!(
+                rule.allows(&resource(verb, group, name, object)),
+                allowed,
+                "{rule} {verb} {group}/{name} {object}"
+            );
         }
     }
 
     #[test]
     fn path_rules() {
         let rule = Rule::paths(&["/healthz", "/openapi/*"], &["get"]);
-        let path = |verb: &str, path: &str| Attributes { verb: verb.into(), path: path.into(), ..Attributes::default() };
+        let path = |verb: &str, path: &str| Attributes {
+            verb: verb.into(),
+            path: path.into(),
+            ..Attributes::default()
+        };
         for (verb, url, allowed) in [
             ("get", "/healthz", true),
             ("post", "/healthz", false),
@@ -268,7 +280,8 @@ mod tests {
             (Rule::paths(&["/x/y", "/z"], &["get"]), vec![r#"{NonResourceURLs:["/z"], Verbs:["get"]}"#]),
         ];
         for (wanted, missing) in cases {
-            let got: Vec<String> = uncovered(&own, std::slice::from_ref(&wanted)).iter().map(ToString::to_string).collect();
+            let got: Vec<String> =
+                uncovered(&own, std::slice::from_ref(&wanted)).iter().map(ToString::to_string).collect();
             assert_eq!(got, missing, "{wanted}");
         }
         assert!(uncovered(&Rule::all(), &own).is_empty());

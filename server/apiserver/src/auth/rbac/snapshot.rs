@@ -6,7 +6,8 @@ use std::{
 };
 
 use ketch_api::{
-    k8s::apimachinery::pkg::apis::meta::v1::LabelSelector, names::SERVICE_ACCOUNT_USER_PREFIX, selector::Selector,
+    k8s::apimachinery::pkg::apis::meta::v1::LabelSelector, names::SERVICE_ACCOUNT_USER_PREFIX,
+    selector::Selector,
 };
 use serde::Deserialize;
 
@@ -147,7 +148,9 @@ impl Objects {
                 .collect();
             for (name, candidate) in &self.cluster_roles {
                 let labels = candidate.metadata.labels.as_ref();
-                if selectors.iter().any(|selector| selector.matches_optional(labels)) && seen.insert(name.clone()) {
+                if selectors.iter().any(|selector| selector.matches_optional(labels))
+                    && seen.insert(name.clone())
+                {
                     open.push(name.clone());
                 }
             }
@@ -222,7 +225,9 @@ impl Snapshot {
             .chain(groups)
             .filter_map(|whom| self.grants.get(&whom))
             .flatten()
-            .filter(move |grant| grant.namespace.as_deref().is_none_or(|own| !namespace.is_empty() && own == namespace))
+            .filter(move |grant| {
+                grant.namespace.as_deref().is_none_or(|own| !namespace.is_empty() && own == namespace)
+            })
             .flat_map(|grant| grant.rules.iter())
     }
 }

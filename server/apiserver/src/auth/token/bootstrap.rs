@@ -96,7 +96,10 @@ mod tests {
         let now = "2029-12-31T23:59:59Z".parse().unwrap();
         let user = judge(&secret(|_| {}), "abcdef", "0123456789abcdef", now).unwrap();
         assert_eq!(user.name, "system:bootstrap:abcdef");
-        assert_eq!(user.groups, ["system:bootstrappers", "system:bootstrappers:nodes", "system:authenticated"]);
+        assert_eq!(
+            user.groups,
+            ["system:bootstrappers", "system:bootstrappers:nodes", "system:authenticated"]
+        );
     }
 
     #[test]
@@ -107,12 +110,34 @@ mod tests {
         for (name, stored, secret, at) in [
             ("wrong secret", secret(|_| {}), "0123456789abcdee", now),
             ("expired", secret(|_| {}), good, "2030-01-01T00:00:00Z".parse().unwrap()),
-            ("bad expiration", secret(|s| s["data"]["expiration"] = STANDARD.encode("soon").into()), good, now),
-            ("not for authentication", secret(|s| s["data"]["usage-bootstrap-authentication"] = no.into()), good, now),
+            (
+                "bad expiration",
+                secret(|s| s["data"]["expiration"] = STANDARD.encode("soon").into()),
+                good,
+                now,
+            ),
+            (
+                "not for authentication",
+                secret(|s| s["data"]["usage-bootstrap-authentication"] = no.into()),
+                good,
+                now,
+            ),
             ("another type", secret(|s| s["type"] = "Opaque".into()), good, now),
             ("another id", secret(|s| s["data"]["token-id"] = STANDARD.encode("aaaaaa").into()), good, now),
-            ("no secret", secret(|s| { s["data"].as_object_mut().unwrap().remove("token-secret"); }), "", now),
-            ("being deleted", secret(|s| s["metadata"]["deletionTimestamp"] = "2029-01-01T00:00:00Z".into()), good, now),
+            (
+                "no secret",
+                secret(|s| {
+                    s["data"].as_object_mut().unwrap().remove("token-secret");
+                }),
+                "",
+                now,
+            ),
+            (
+                "being deleted",
+                secret(|s| s["metadata"]["deletionTimestamp"] = "2029-01-01T00:00:00Z".into()),
+                good,
+                now,
+            ),
         ] {
             assert_eq!(judge(&stored, "abcdef", secret, at), None, "{name}");
         }
@@ -121,7 +146,14 @@ mod tests {
     #[test]
     fn the_form_is_exact() {
         assert_eq!(parse("abcdef.0123456789abcdef"), Some(("abcdef", "0123456789abcdef")));
-        for token in ["", "abcdef", "abcdef.0123456789abcde", "ABCDEF.0123456789abcdef", "abcde/.0123456789abcdef", "a.b.c"] {
+        for token in [
+            "",
+            "abcdef",
+            "abcdef.0123456789abcde",
+            "ABCDEF.0123456789abcdef",
+            "abcde/.0123456789abcdef",
+            "a.b.c",
+        ] {
             assert_eq!(parse(token), None, "{token}");
         }
     }

@@ -134,7 +134,8 @@ impl ServiceAccountTokens {
             use sha2::Digest;
             URL_SAFE_NO_PAD.encode(sha2::Sha256::digest(pair.subject_public_key_info()))
         };
-        let key = json!({"use": "sig", "kty": "EC", "kid": key_id, "crv": "P-256", "alg": "ES256", "x": x, "y": y});
+        let key =
+            json!({"use": "sig", "kty": "EC", "kid": key_id, "crv": "P-256", "alg": "ES256", "x": x, "y": y});
         Ok(Self {
             issuer: issuer.to_owned(),
             encoding: EncodingKey::from_ec_pem(pem.as_bytes())?,
@@ -158,7 +159,13 @@ impl ServiceAccountTokens {
     ///
     /// # Errors
     /// When no random number or no signature can be made.
-    pub fn issue(&self, bound: Bound, audiences: Vec<String>, now: Timestamp, seconds: i64) -> Result<String, Status> {
+    pub fn issue(
+        &self,
+        bound: Bound,
+        audiences: Vec<String>,
+        now: Timestamp,
+        seconds: i64,
+    ) -> Result<String, Status> {
         let now = now.as_second();
         let claims = Claims {
             iss: self.issuer.clone(),
@@ -196,8 +203,10 @@ impl ServiceAccountTokens {
         validation.required_spec_claims.clear();
         let claims = jsonwebtoken::decode::<Claims>(token, &self.decoding, &validation)?.claims;
         let now = now.as_second();
-        let subject =
-            format!("{SERVICE_ACCOUNT_USER_PREFIX}{}:{}", claims.kubernetes.namespace, claims.kubernetes.serviceaccount.name);
+        let subject = format!(
+            "{SERVICE_ACCOUNT_USER_PREFIX}{}:{}",
+            claims.kubernetes.namespace, claims.kubernetes.serviceaccount.name
+        );
         let faults = [
             (claims.iss != self.issuer, "the token is of another issuer"),
             (claims.exp <= now, "the token has expired"),
@@ -222,7 +231,14 @@ impl ServiceAccountTokens {
         let claims = self.verify(token, now, audiences)?;
         let Bound { namespace, serviceaccount, pod, node, secret } = &claims.kubernetes;
         let key = |plural: &str, name: &str| objects::core_key(plural, namespace, name);
-        exists(storage, "service account", &key("serviceaccounts", &serviceaccount.name), serviceaccount, now).await?;
+        exists(
+            storage,
+            "service account",
+            &key("serviceaccounts", &serviceaccount.name),
+            serviceaccount,
+            now,
+        )
+        .await?;
         if let Some(pod) = pod {
             exists(storage, "pod", &key("pods", &pod.name), pod, now).await?;
         } else if let Some(node) = node {
@@ -295,6 +311,9 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
 
 impl std::fmt::Debug for ServiceAccountTokens {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServiceAccountTokens").field("issuer", &self.issuer).field("key_id", &self.key_id).finish_non_exhaustive()
+        f.debug_struct("ServiceAccountTokens")
+            .field("issuer", &self.issuer)
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
     }
 }
