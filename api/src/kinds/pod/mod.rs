@@ -52,7 +52,14 @@ impl Strategy for Pods {
     }
 
     fn grace_seconds(&self, pod: &Pod) -> Option<i64> {
-        Some(pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30))
+        let spec = pod.spec.as_ref();
+        // A pod that no node runs, or that has ended, has nothing to end gracefully.
+        let assigned = spec.and_then(|s| s.node_name.as_deref()).is_some_and(|node| !node.is_empty());
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+        if !assigned || matches!(phase, "Failed" | "Succeeded") {
+            return Some(0);
+        }
+        Some(spec.and_then(|s| s.termination_grace_period_seconds).unwrap_or(30))
     }
 
     fn columns(&self) -> &'static [Column] {
@@ -120,7 +127,12 @@ mod tests {
             json!({"limits": {"cpu": "500m"}, "requests": {"cpu": "500m"}})
         );
         assert_eq!(pod["spec"]["enableServiceLinks"], true);
-        assert_eq!(strategy("Pod").grace_seconds(&pod), Some(30));
+        assert_eq!(strategy("Pod").grace_seconds(&pod), Some(0), "nothing runs yet");
+        let mut bound = pod.clone();
+        bound["spec"]["nodeName"] = json!("n");
+        assert_eq!(strategy("Pod").grace_seconds(&bound), Some(30));
+        bound["status"]["phase"] = json!("Succeeded");
+        assert_eq!(strategy("Pod").grace_seconds(&bound), Some(0));
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! The API over the memory store: every kind through one conformance loop, and the pipeline's own rules.
+
+mod conformance;
+mod deletion;
+mod discovery;
+mod harness;
+mod patches;
+mod reads;
+mod samples;
+mod security;
+mod services;
+mod subresources;
+mod watches;
+mod writes;
