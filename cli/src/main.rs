@@ -1,3 +1,33 @@
-//! The `ketch` binary.
+//! The `ketch` binary: the control plane, the node and the client in one program.
+//!
+//! Alone in seeing both the server and the node; alone in using `anyhow`. Each command is a module of
+//! [`commands`]; how flags, environment and `config.toml` become options is in [`options`].
 
-fn main() {}
+#![allow(clippy::indexing_slicing, reason = "only serde_json values are indexed, which yields null")]
+
+mod commands;
+mod options;
+mod output;
+mod resources;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Configuration that cannot be used; nothing has been started.
+const EXIT_CONFIGURATION: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = commands::Cli::parse();
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            let code = if error.is::<options::Unusable>() { EXIT_CONFIGURATION } else { 1 };
+            ExitCode::from(code)
+        }
+    }
+}

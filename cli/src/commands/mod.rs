@@ -1,0 +1,116 @@
+//! The commands, a module each.
+
+mod apply;
+mod connect;
+mod delete;
+mod deploy;
+mod doctor;
+mod get;
+mod internal;
+mod kubeconfig;
+mod local_node;
+mod logs;
+mod token;
+mod up;
+mod upload;
+mod version;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+pub(crate) use connect::Cluster;
+
+use crate::options::Flags;
+
+/// WebAssembly components and containers under one Kubernetes API, from one binary.
+#[derive(Parser)]
+#[command(name = "ketch", version, about, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start everything on this machine and print the link to the console.
+    Up(Flags),
+    /// Start the control plane only.
+    Server(Flags),
+    /// Put a .wasm file, a manifest or an image to work and wait until it answers.
+    Deploy(deploy::Arguments),
+    /// Show objects: `ketch get pods`, `ketch get deploy/web -o yaml`.
+    Get(get::Arguments),
+    /// Create or change what a manifest describes.
+    Apply(apply::Arguments),
+    /// Delete objects.
+    Delete(delete::Arguments),
+    /// Print what a pod or a function has written.
+    Logs(logs::Arguments),
+    /// Make a token: to log in to the console, or to join a node.
+    Token(token::Arguments),
+    /// Print the administrator's kubeconfig, or merge it into yours.
+    Kubeconfig(kubeconfig::Arguments),
+    /// Check this machine, and say how to mend what is missing.
+    Doctor(Flags),
+    /// Print versions.
+    Version(version::Arguments),
+    /// Print a completion script for a shell.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// What Ketch starts itself as.
+    #[command(hide = true)]
+    Internal(internal::Arguments),
+}
+
+/// Which cluster a client command talks to.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct Connection {
+    /// Kubeconfig file [default: $KUBECONFIG, else the one of a Ketch on this machine].
+    #[arg(long, global = true, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context in it.
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
+    /// Namespace.
+    #[arg(short, long, global = true, value_name = "NAME")]
+    namespace: Option<String>,
+    /// Data directory of a Ketch on this machine, to find its kubeconfig.
+    #[arg(long, global = true, env = "KETCH_DATA_DIR", value_name = "DIR", hide = true)]
+    data_dir: Option<PathBuf>,
+}
+
+impl Cli {
+    /// Runs the command.
+    pub(crate) fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Up(flags) => up::run(flags, crate::options::Role::Up),
+            Command::Server(flags) => up::run(flags, crate::options::Role::Server),
+            Command::Deploy(arguments) => client(deploy::run(arguments)),
+            Command::Get(arguments) => client(get::run(arguments)),
+            Command::Apply(arguments) => client(apply::run(arguments)),
+            Command::Delete(arguments) => client(delete::run(arguments)),
+            Command::Logs(arguments) => client(logs::run(arguments)),
+            Command::Token(arguments) => client(token::run(arguments)),
+            Command::Kubeconfig(arguments) => kubeconfig::run(&arguments),
+            Command::Doctor(flags) => doctor::run(flags),
+            Command::Version(arguments) => client(version::run(arguments)),
+            Command::Completion { shell } => {
+                clap_complete::generate(shell, &mut Cli::command(), "ketch", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Internal(arguments) => internal::run(&arguments),
+        }
+    }
+}
+
+/// Runs a client command on a small runtime.
+fn client(command: impl Future<Output = Result<()>>) -> Result<ExitCode> {
+    connect::install_crypto();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command)?;
+    Ok(ExitCode::SUCCESS)
+}

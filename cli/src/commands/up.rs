@@ -1,0 +1,130 @@
+//! `ketch up` and `ketch server`: the daemon, from options to a clean end.
+
+use std::{net::SocketAddr, process::ExitCode, time::Instant};
+
+use anyhow::{Context, Result};
+use ketch_server::Server;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{connect, local_node::LocalNode};
+use crate::{
+    options::{Flags, Options, Role},
+    output,
+};
+
+/// Runs until it is told to end.
+pub(crate) fn run(flags: Flags, role: Role) -> Result<ExitCode> {
+    let start = Instant::now();
+    let print = flags.print_config;
+    let options = flags.resolve(role, nix::unistd::Uid::effective().is_root())?;
+    if print {
+        output::line(toml::to_string_pretty(&options)?.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Logs go to standard error, so that the link on standard output can be read by programs.
+    let filter = EnvFilter::try_from_env("KETCH_LOG").unwrap_or_else(|_| EnvFilter::new("warn,ketch=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    connect::install_crypto();
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(options, role, start))?;
+    // What is left are threads that own nothing.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
+    let gateway = match role {
+        Role::Up => Some(ketch_server::bind(options.http_addr, "http-addr")?),
+        Role::Server => None,
+    };
+    let http_addr = gateway.as_ref().and_then(|listener| listener.local_addr().ok()).unwrap_or(options.http_addr);
+    let server = Server::start(server_options(&options, http_addr), LocalNode::on_push(&options)).await?;
+    let node = match gateway {
+        Some(listener) => Some(LocalNode::start(&server, &options, listener).await?),
+        None => None,
+    };
+    write_run_file(&server, &options, node.as_ref().map(|_| http_addr))?;
+    announce(&server, &options, start).await?;
+    wait_for_the_end().await?;
+    output::note("stopping");
+    if let Some(node) = node {
+        node.shutdown().await;
+    }
+    server.shutdown().await;
+    Ok(())
+}
+
+fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options {
+    let function_domain = match http.port() {
+        80 => "localhost".to_owned(),
+        port => format!("localhost:{port}"),
+    };
+    let mut subject_names = options.tls_san.clone();
+    subject_names.push(options.node_name.clone());
+    if !options.api_addr.ip().is_unspecified() {
+        subject_names.push(options.api_addr.ip().to_string());
+    }
+    ketch_server::Options {
+        data_dir: options.data_dir.clone(),
+        api_addr: options.api_addr,
+        ui_addr: options.ui_addr,
+        service_cidr: options.service_cidr.clone(),
+        subject_names,
+        function_domain,
+    }
+}
+
+/// Addresses in use, under the names of the flags.
+fn write_run_file(server: &Server, options: &Options, http: Option<SocketAddr>) -> Result<()> {
+    let run = json!({
+        "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "node-name": options.node_name,
+        "api-addr": server.api_addr, "ui-addr": server.ui_addr, "http-addr": http,
+    });
+    server.data_dir().write("run.json", &format!("{run:#}\n")).context("write run.json")
+}
+
+async fn announce(server: &Server, options: &Options, start: Instant) -> Result<()> {
+    let link = server.login_link().await.map_err(|status| anyhow::anyhow!("{}", status.message))?;
+    let kubeconfig = options.data_dir.join("admin.kubeconfig");
+    output::line(format!("Ketch {} is ready after {:.1} s", env!("CARGO_PKG_VERSION"), start.elapsed().as_secs_f32()));
+    output::line("");
+    output::line(format!("  console     {link}"));
+    output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
+    output::line("  deploy      ketch deploy hello.wasm");
+    output::line("");
+    output::line("The link logs in once; `ketch token console` prints another. OCI containers are not supported");
+    output::line("yet: this node runs WebAssembly. Ctrl-C stops Ketch; pods come back with the next start.");
+    Ok(())
+}
+
+/// The first request to end; a second one ends the process at once.
+async fn wait_for_the_end() -> Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    one_of(&mut interrupt, &mut terminate).await;
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(one_of(&mut interrupt, &mut terminate));
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+async fn one_of(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// A socket per pod and per connection: the soft limit of 1,024 files is for other programs.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}

@@ -1,0 +1,235 @@
+//! Flags, `KETCH_…` environment and `config.toml`, in this order of precedence, over the defaults.
+//!
+//! The three forms have the same keys. An unknown key in the file is an error, and so is a value that
+//! cannot be used: both before any port is bound ([`Unusable`], exit code 64).
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+/// Marks an error as one of configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unusable(pub(crate) String);
+
+/// Options as given; what is missing is decided by [`Flags::resolve`].
+#[derive(Args, Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct Flags {
+    /// Everything Ketch writes is under it [default: /var/lib/ketch as root, else $XDG_DATA_HOME/ketch].
+    #[arg(long, env = "KETCH_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// TLS address of the API, the console and the registry [default: 0.0.0.0:6443; up: 127.0.0.1:6443].
+    #[arg(long, env = "KETCH_API_ADDR", value_name = "ADDR")]
+    api_addr: Option<String>,
+    /// Plain HTTP address of the same, loopback only [default: 127.0.0.1:6440].
+    #[arg(long, env = "KETCH_UI_ADDR", value_name = "ADDR")]
+    ui_addr: Option<String>,
+    /// Address where Functions and Ingresses answer [default: :80 as root, else 127.0.0.1:8080].
+    #[arg(long, env = "KETCH_HTTP_ADDR", value_name = "ADDR")]
+    http_addr: Option<String>,
+    /// The same with TLS [default: :443 as root, else 127.0.0.1:8443].
+    #[arg(long, env = "KETCH_HTTPS_ADDR", value_name = "ADDR")]
+    https_addr: Option<String>,
+    /// Addresses of pods [default: 10.42.0.0/16 as root, else 127.42.0.0/16].
+    #[arg(long, env = "KETCH_POD_CIDR", value_name = "CIDR")]
+    pod_cidr: Option<String>,
+    /// Addresses of Services [default: 10.43.0.0/16 as root, else 127.43.0.0/16].
+    #[arg(long, env = "KETCH_SERVICE_CIDR", value_name = "CIDR")]
+    service_cidr: Option<String>,
+    /// Name of this node [default: the host's name].
+    #[arg(long, env = "KETCH_NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Further names and addresses the API's certificate is for.
+    #[arg(long, env = "KETCH_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
+    tls_san: Vec<String>,
+    /// File with the same keys [default: config.toml in the data directory, when it exists].
+    #[arg(long, env = "KETCH_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+    /// Print the options in use and exit.
+    #[arg(long)]
+    #[serde(skip)]
+    pub(crate) print_config: bool,
+}
+
+/// Options with nothing left open.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) struct Options {
+    pub(crate) data_dir: PathBuf,
+    pub(crate) api_addr: SocketAddr,
+    pub(crate) ui_addr: SocketAddr,
+    pub(crate) http_addr: SocketAddr,
+    pub(crate) https_addr: SocketAddr,
+    pub(crate) pod_cidr: String,
+    pub(crate) service_cidr: String,
+    pub(crate) node_name: String,
+    pub(crate) tls_san: Vec<String>,
+}
+
+/// Which process the options are for; defaults differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Up,
+    Server,
+}
+
+impl Flags {
+    /// Merges the file in and fills the gaps. `root` is whether we are the superuser.
+    pub(crate) fn resolve(self, role: Role, root: bool) -> Result<Options> {
+        let data_dir = match (&self.data_dir, root) {
+            (Some(dir), _) => dir.clone(),
+            (None, true) => PathBuf::from("/var/lib/ketch"),
+            (None, false) => default_user_dir()?,
+        };
+        let file = read_config(self.config.as_deref(), &data_dir)?;
+        let all = self.over(file);
+        let data_dir = all.data_dir.unwrap_or(data_dir);
+        let address = |given: Option<String>, key: &str, default: &str| {
+            parse_address(given.as_deref().unwrap_or(default)).map_err(|why| unusable(key, why))
+        };
+        let any_or = |rooted: &'static str, user: &'static str| if root { rooted } else { user };
+        let api = if role == Role::Up { "127.0.0.1:6443" } else { "0.0.0.0:6443" };
+        let ui_addr = address(all.ui_addr, "ui-addr", "127.0.0.1:6440")?;
+        if !ui_addr.ip().is_loopback() {
+            return Err(unusable("ui-addr", format!("{ui_addr} is not a loopback address; it serves plain HTTP")));
+        }
+        Ok(Options {
+            data_dir: std::path::absolute(data_dir)?,
+            api_addr: address(all.api_addr, "api-addr", api)?,
+            ui_addr,
+            http_addr: address(all.http_addr, "http-addr", any_or(":80", "127.0.0.1:8080"))?,
+            https_addr: address(all.https_addr, "https-addr", any_or(":443", "127.0.0.1:8443"))?,
+            pod_cidr: cidr(all.pod_cidr, "pod-cidr", any_or("10.42.0.0/16", "127.42.0.0/16"))?,
+            service_cidr: cidr(all.service_cidr, "service-cidr", any_or("10.43.0.0/16", "127.43.0.0/16"))?,
+            node_name: node_name(all.node_name)?,
+            tls_san: all.tls_san,
+        })
+    }
+
+    fn over(self, file: Flags) -> Flags {
+        Flags {
+            data_dir: self.data_dir.or(file.data_dir),
+            api_addr: self.api_addr.or(file.api_addr),
+            ui_addr: self.ui_addr.or(file.ui_addr),
+            http_addr: self.http_addr.or(file.http_addr),
+            https_addr: self.https_addr.or(file.https_addr),
+            pod_cidr: self.pod_cidr.or(file.pod_cidr),
+            service_cidr: self.service_cidr.or(file.service_cidr),
+            node_name: self.node_name.or(file.node_name),
+            tls_san: if self.tls_san.is_empty() { file.tls_san } else { self.tls_san },
+            config: None,
+            print_config: self.print_config,
+        }
+    }
+}
+
+fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
+    Unusable(format!("option {key}: {why}")).into()
+}
+
+/// `$XDG_DATA_HOME/ketch`, or what stands for it.
+pub(crate) fn default_user_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()) {
+        return Ok(PathBuf::from(dir).join("ketch"));
+    }
+    let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty());
+    let home = home.ok_or_else(|| unusable("data-dir", "neither XDG_DATA_HOME nor HOME is set; pass --data-dir"))?;
+    Ok(PathBuf::from(home).join(".local/share/ketch"))
+}
+
+fn read_config(named: Option<&Path>, data_dir: &Path) -> Result<Flags> {
+    let path = named.map_or_else(|| data_dir.join("config.toml"), Path::to_path_buf);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && named.is_none() => return Ok(Flags::default()),
+        Err(e) => return Err(Unusable(format!("cannot read {}: {e}", path.display())).into()),
+    };
+    toml::from_str(&text).map_err(|e| Unusable(format!("{}: {e}", path.display())).into())
+}
+
+/// `HOST:PORT`, or `:PORT` for every address.
+fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replacen("localhost:", "127.0.0.1:", 1) };
+    full.parse().map_err(|_| format!("\"{text}\" is not an address; write it as 127.0.0.1:8080, [::1]:8080 or :8080"))
+}
+
+fn cidr(given: Option<String>, key: &str, default: &str) -> Result<String> {
+    let text = given.unwrap_or_else(|| default.to_owned());
+    let valid = text.split_once('/').is_some_and(|(ip, length)| {
+        matches!(ip.parse(), Ok(IpAddr::V4(_))) && length.parse::<u8>().is_ok_and(|length| (8..=28).contains(&length))
+    });
+    match valid {
+        true => Ok(text),
+        false => Err(unusable(key, format!("\"{text}\" is not an IPv4 range with a length from 8 to 28, such as {default}"))),
+    }
+}
+
+fn node_name(given: Option<String>) -> Result<String> {
+    let name = match given {
+        Some(name) => name,
+        None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the host's name")?,
+    };
+    let name = name.trim().to_lowercase();
+    let valid = !name.is_empty()
+        && name.len() <= 63
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
+        && name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+        && name.bytes().last().is_some_and(|b| b.is_ascii_alphanumeric());
+    match valid {
+        true => Ok(name),
+        false => Err(unusable("node-name", format!("\"{name}\" is not a DNS name; pass --node-name"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(flags: Flags) -> Result<Options> {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = flags.data_dir.clone().or_else(|| Some(dir.path().to_path_buf()));
+        Flags { data_dir, node_name: Some("n1".into()), ..flags }.resolve(Role::Up, false)
+    }
+
+    #[test]
+    fn defaults_are_for_an_ordinary_user() {
+        let options = resolve(Flags::default()).unwrap();
+        assert_eq!(options.api_addr.to_string(), "127.0.0.1:6443");
+        assert_eq!(options.http_addr.to_string(), "127.0.0.1:8080");
+        assert_eq!(options.pod_cidr, "127.42.0.0/16");
+    }
+
+    #[test]
+    fn the_file_fills_gaps_and_flags_win() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.toml"), "http-addr = \":9000\"\napi-addr = \":9001\"\n").unwrap();
+        let flags = Flags { data_dir: Some(dir.path().into()), api_addr: Some(":7000".into()), ..Flags::default() };
+        let options = resolve(flags).unwrap();
+        assert_eq!(options.http_addr.to_string(), "0.0.0.0:9000");
+        assert_eq!(options.api_addr.to_string(), "0.0.0.0:7000");
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.toml"), "api-adr = \":1\"\n").unwrap();
+        let error = resolve(Flags { data_dir: Some(dir.path().into()), ..Flags::default() }).unwrap_err();
+        assert!(error.is::<Unusable>() && error.to_string().contains("api-adr"), "{error}");
+        for (flags, word) in [
+            (Flags { api_addr: Some("nonsense".into()), ..Flags::default() }, "api-addr"),
+            (Flags { ui_addr: Some("0.0.0.0:6440".into()), ..Flags::default() }, "loopback"),
+            (Flags { pod_cidr: Some("10.0.0.0/40".into()), ..Flags::default() }, "pod-cidr"),
+            (Flags { http_addr: Some("1.2.3.4:99999".into()), ..Flags::default() }, "http-addr"),
+        ] {
+            let error = resolve(flags).unwrap_err();
+            assert!(error.is::<Unusable>() && error.to_string().contains(word), "{error}");
+        }
+    }
+}

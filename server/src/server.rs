@@ -1,0 +1,276 @@
+//! [`Server`]: the control plane put together, and its end.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::Router;
+use ketch_api::names::ADMIN_GROUP;
+use ketch_apiserver::{ApiServer, auth, pki::Pki, serve};
+use ketch_client::{Tasks, kubeconfig::Credentials};
+use ketch_store::{RedbOptions, RedbStore, Retention, Storage};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    console::{self, Console},
+    data_dir::{DataDir, DataDirError},
+    front::Front,
+    images::Images,
+    listeners::{BindError, bind},
+    nodes::Nodes,
+    options::Options,
+};
+
+/// Why the control plane could not be started. The texts are for the person who started it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A port.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The store.
+    #[error("cannot open the store: {0}")]
+    Store(String),
+    /// The certificate authority.
+    #[error("cannot open the certificate authority")]
+    Pki(#[from] ketch_apiserver::pki::PkiError),
+    /// The registry.
+    #[error("cannot open the registry: {0}")]
+    Registry(String),
+    /// Authentication or the first objects.
+    #[error("cannot prepare the API: {0}")]
+    Api(String),
+    /// The kubeconfig or `run.json`.
+    #[error("cannot write {what}: {source}")]
+    Write {
+        /// Which file.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A running control plane.
+pub struct Server {
+    api: Arc<ApiServer>,
+    auth: Arc<auth::Auth>,
+    store: Arc<RedbStore>,
+    nodes: Arc<Nodes>,
+    front: Front,
+    gateway: Arc<OnceLock<SocketAddr>>,
+    tasks: Tasks,
+    roles: Option<Roles>,
+    listeners: (tokio::task::JoinSet<()>, CancellationToken),
+    data_dir: DataDir,
+    /// TLS listener.
+    pub api_addr: SocketAddr,
+    /// Plain listener.
+    pub ui_addr: SocketAddr,
+}
+
+/// What acts on the API from inside this process.
+struct Roles {
+    /// Watches the roles share; they end with the owner's tasks.
+    #[allow(dead_code, reason = "held for as long as the controllers run")]
+    informers: ketch_client::Informers,
+    controllers: ketch_controllers::Controllers,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// Starts everything. Ports are bound first, so that what is wrong with the configuration is said before
+    /// anything is written; the API is served when this returns.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(options: Options, on_push: Option<ketch_registry::PushHook>) -> Result<Self, StartError> {
+        let data_dir = DataDir::open(&options.data_dir)?;
+        let (tls, plain) = (bind(options.api_addr, "api-addr")?, bind(options.ui_addr, "ui-addr")?);
+        let local = |listener: &std::net::TcpListener, asked| listener.local_addr().unwrap_or(asked);
+        let (api_addr, ui_addr) = (local(&tls, options.api_addr), local(&plain, options.ui_addr));
+        let root = data_dir.path().join("server");
+        let pki = Pki::open(root.join("pki"), &options.subject_names)?;
+        let store = {
+            let path = root.join("store");
+            let opened = tokio::task::spawn_blocking(move || RedbStore::open(path, RedbOptions::default())).await;
+            let store = opened.map_err(|error| StartError::Store(error.to_string()))?;
+            Arc::new(store.map_err(|error| StartError::Store(error.to_string()))?)
+        };
+        let storage: Arc<dyn Storage> = store.clone();
+        let auth = auth::Auth::start(storage.clone(), pki.service_account_key()).await;
+        let auth = auth.map_err(|error| StartError::Api(error.to_string()))?;
+        let (nodes, gateway) = (Arc::new(Nodes::default()), Arc::new(OnceLock::new()));
+        let api = api_server(&options, &storage, &auth, &nodes)?;
+        api.bootstrap(api_addr.port()).await.map_err(|status| StartError::Api(status.message))?;
+        let registry = registry(&root, on_push)?;
+        let router = api.router();
+        let front = Front {
+            api: router.clone(),
+            images: Images { registry, auth: auth.clone() },
+            console: Console {
+                api: router,
+                auth: auth.clone(),
+                invoker: Console::invoker(),
+                gateway: gateway.clone(),
+                ui: ui_addr,
+            },
+        };
+        write_kubeconfig(&data_dir, &pki, api_addr)?;
+        let tasks = Tasks::default();
+        let listeners = listen(&front, tls, plain, &pki)?;
+        let mut server =
+            Self { api, auth, store, nodes, front, gateway, tasks, roles: None, listeners, data_dir, api_addr, ui_addr };
+        server.roles = Some(server.run_background(&options, pki.ca_pem()));
+        Ok(server)
+    }
+}
+
+impl Server {
+    /// A client of this process with the identity of `user`.
+    pub fn client(&self, user: auth::User) -> kube::Client {
+        ketch_client::in_process(self.api.router(), move |extensions| {
+            extensions.insert(user.clone());
+        })
+    }
+
+    /// The registry and the API as one router, for a node in this process; requests need an identity in
+    /// their extensions.
+    pub fn router(&self) -> Router {
+        self.front.clone().router(false)
+    }
+
+    /// The ways to the nodes.
+    pub fn nodes(&self) -> &Arc<Nodes> {
+        &self.nodes
+    }
+
+    /// Tells the console where Functions answer.
+    pub fn set_gateway(&self, address: SocketAddr) {
+        // A second gateway in one process does not happen; the first one counts.
+        let _ = self.gateway.set(address);
+    }
+
+    /// A new login link for an administrator.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn login_link(&self) -> Result<String, ketch_api::Status> {
+        let token = self.auth.console().create_token("admin", &[ADMIN_GROUP], console::LINK_LIFE).await?;
+        Ok(console::link(self.ui_addr, &token))
+    }
+
+    /// The data directory, for files of other roles in this process.
+    pub fn data_dir(&self) -> &DataDir {
+        &self.data_dir
+    }
+
+    fn run_background(&self, options: &Options, ca: &str) -> Roles {
+        let auth = self.auth.clone();
+        self.tasks.spawn("follow access rules", move || {
+            let auth = auth.clone();
+            async move {
+                auth.run().await;
+                Ok(())
+            }
+        });
+        let storage: Arc<dyn Storage> = self.store.clone();
+        self.tasks.spawn("compact history", move || {
+            let storage = storage.clone();
+            async move {
+                ketch_store::keep_compacted(storage, Retention::default(), COMPACTION_INTERVAL).await;
+                Ok(())
+            }
+        });
+        let client = self.client(auth::User::new("system:ketch-controllers", &[ADMIN_GROUP]));
+        let informers = ketch_client::Informers::new(client.clone(), &self.tasks);
+        let settings = ketch_controllers::Options {
+            function_domain: options.function_domain.clone(),
+            ca: ca.to_owned(),
+            ..ketch_controllers::Options::default()
+        };
+        let controllers = ketch_controllers::run_all(client, &informers, settings);
+        Roles { informers, controllers }
+    }
+
+    /// Ends everything in order: no new work, watches closed, requests drained, the store last.
+    pub async fn shutdown(mut self) {
+        if let Some(roles) = self.roles.take() {
+            roles.controllers.shutdown().await;
+        }
+        self.tasks.shutdown().await;
+        self.api.stop();
+        self.listeners.1.cancel();
+        while self.listeners.0.join_next().await.is_some() {}
+        self.store.close().await;
+    }
+}
+
+/// How often it is asked what history is due.
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
+/// Life of the administrator's certificate; a new one is made at each start.
+const ADMIN_LIFE: Duration = Duration::from_secs(365 * 86_400);
+
+fn api_server(
+    options: &Options,
+    storage: &Arc<dyn Storage>,
+    auth: &Arc<auth::Auth>,
+    nodes: &Arc<Nodes>,
+) -> Result<Arc<ApiServer>, StartError> {
+    let service_cidr = options.service_cidr.parse().map_err(|error| StartError::Api(format!("{error}")))?;
+    let config = ketch_apiserver::Config {
+        reviews: Some(auth.clone()),
+        admission: auth.admission(),
+        nodes: Some(nodes.clone()),
+        paths: vec![auth.clone()],
+        service_cidr,
+        ..ketch_apiserver::Config::new(auth.clone(), auth.clone())
+    };
+    Ok(ApiServer::new(storage.clone(), config))
+}
+
+fn registry(root: &std::path::Path, on_push: Option<ketch_registry::PushHook>) -> Result<Router, StartError> {
+    let options = ketch_registry::RegistryOptions { on_push, ..Default::default() };
+    let registry = ketch_registry::Registry::open(root.join("registry"), options);
+    Ok(registry.map_err(|error| StartError::Registry(error.to_string()))?.router())
+}
+
+fn write_kubeconfig(data_dir: &DataDir, pki: &Pki, api: SocketAddr) -> Result<(), StartError> {
+    let certificate = pki.client_cert("admin", &[ADMIN_GROUP], ADMIN_LIFE)?;
+    let reached = if api.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], api.port())) } else { api };
+    let entry = ketch_client::kubeconfig::Entry {
+        name: "ketch".into(),
+        server: format!("https://{reached}"),
+        ca: pki.ca_pem().to_owned(),
+        credentials: Credentials::Certificate {
+            certificate: certificate.certificate,
+            key: certificate.key.to_string(),
+        },
+        namespace: None,
+    };
+    let text = ketch_client::kubeconfig::render(&entry).map_err(|error| StartError::Api(error.to_string()))?;
+    data_dir
+        .write("admin.kubeconfig", &text)
+        .map_err(|source| StartError::Write { what: "admin.kubeconfig", source })
+}
+
+fn listen(
+    front: &Front,
+    tls: std::net::TcpListener,
+    plain: std::net::TcpListener,
+    pki: &Pki,
+) -> Result<(tokio::task::JoinSet<()>, CancellationToken), StartError> {
+    let failed = |error: std::io::Error| StartError::Api(error.to_string());
+    let (mut set, stop) = (tokio::task::JoinSet::new(), CancellationToken::new());
+    let config = Arc::new(pki.server_config()?);
+    let tls = tokio::net::TcpListener::from_std(tls).map_err(failed)?;
+    let plain = tokio::net::TcpListener::from_std(plain).map_err(failed)?;
+    let limits = serve::Limits::default();
+    set.spawn(serve::serve(tls, Some(config), front.clone().router(true), limits.clone(), stop.clone()));
+    set.spawn(serve::serve(plain, None, front.clone().router(false), limits, stop.clone()));
+    Ok((set, stop))
+}
