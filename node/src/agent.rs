@@ -8,12 +8,14 @@ use crate::{
     addresses::AddressBook,
     context::Context,
     events::Recorder,
+    host,
     images::PolicyImages,
     machine::Host,
     options::{NodeOptions, StartError},
     pods::Pods,
     register::Registration,
     services::LocalServices,
+    sources::Sources,
 };
 
 /// How long tasks may take to end.
@@ -53,6 +55,9 @@ impl Node {
             runtimes: options.runtimes.clone(),
             services: Arc::new(LocalServices::default()),
             api: options.api.clone(),
+            sources: Sources::new(options.client.clone()),
+            network: options.network.clone(),
+            capacity: host::Facts::read(&root).totals(),
             events,
             root,
         });

@@ -10,8 +10,10 @@ use crate::{
     events::{Note, Recorder},
     images::PolicyImages,
     machine::{Failure, Host},
+    network::ClusterNetwork,
     options::{ApiAddress, RuntimeEntry},
     services::LocalServices,
+    sources::Sources,
 };
 
 /// What all pod workers of a node share.
@@ -25,6 +27,11 @@ pub(crate) struct Context {
     pub(crate) events: Recorder,
     pub(crate) services: Arc<LocalServices>,
     pub(crate) api: ApiAddress,
+    pub(crate) sources: Sources,
+    /// Where Services for environments are looked up.
+    pub(crate) network: Option<Arc<ClusterNetwork>>,
+    /// CPUs and bytes of memory of the node.
+    pub(crate) capacity: (i64, i64),
 }
 
 impl Context {

@@ -60,6 +60,11 @@ impl Facts {
         }
     }
 
+    /// CPUs and bytes of memory.
+    pub(crate) fn totals(&self) -> (i64, i64) {
+        (i64::try_from(self.cpus).unwrap_or(i64::MAX), i64::try_from(self.memory).unwrap_or(i64::MAX))
+    }
+
     /// All there is.
     pub(crate) fn capacity(&self, pods: u32) -> BTreeMap<String, Quantity> {
         self.resources(pods, self.memory)

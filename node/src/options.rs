@@ -5,6 +5,8 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc};
 use ketch_net::Cidr;
 use ketch_runtime::{ImageSource, Runtime};
 
+use crate::network::ClusterNetwork;
+
 /// A runtime and the runtime class names that force it.
 #[derive(Clone)]
 pub struct RuntimeEntry {
@@ -36,6 +38,8 @@ pub struct NodeOptions {
     pub runtimes: Vec<RuntimeEntry>,
     /// Where images come from.
     pub images: Arc<dyn ImageSource>,
+    /// The network that the runtimes dial through; Services for environments are looked up there.
+    pub network: Option<Arc<ClusterNetwork>>,
     /// Range of pod addresses on this node.
     pub pod_cidr: Cidr,
     /// Addresses of the node, first one first.

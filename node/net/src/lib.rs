@@ -1,10 +1,16 @@
 //! Pod addresses, Services in process, names, and what a pod may reach.
 //!
-//! Everything but [`anyip`] and the reflectors behind [`services`] is pure. The node agent composes these
-//! into the network that its runtimes dial through.
+//! Everything but [`anyip`] is pure. The node agent composes these into the network that its runtimes dial
+//! through.
 
+pub mod anyip;
 pub mod cidr;
 pub mod ipam;
+pub mod names;
+pub mod policy;
+pub mod services;
 
 pub use cidr::Cidr;
 pub use ipam::Allocator;
+pub use policy::{Pattern, Policy};
+pub use services::{Table, Transport};

@@ -24,6 +24,7 @@ pub fn start_with(api: Api, fake: Fake, dir: tempfile::TempDir) -> Setup {
         data_dir: dir.path().into(),
         runtimes: vec![RuntimeEntry { handlers: vec!["ketch-wasm".into()], runtime: Arc::new(fake.clone()) }],
         images: Arc::new(Images),
+        network: None,
         pod_cidr: "127.42.0.0/16".parse().unwrap(),
         addresses: vec!["192.0.2.1".parse().unwrap()],
         api: ApiAddress { host: "127.43.0.1".into(), port: 443 },

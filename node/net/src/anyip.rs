@@ -1,0 +1,83 @@
+//! Making every address of a range local to this machine, so that sockets can bind it without an interface
+//! per pod ("AnyIP").
+
+use futures::TryStreamExt;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::route::{RouteScope, RouteType},
+};
+
+use crate::cidr::Cidr;
+
+/// Why a range could not be made local.
+#[derive(Debug, thiserror::Error)]
+pub enum AnyIpError {
+    /// Routes cannot be changed.
+    #[error("cannot make {range} local to this machine: {cause}; run as root, or with CAP_NET_ADMIN, or use a pod range in 127.0.0.0/8")]
+    Netlink {
+        /// Range.
+        range: Cidr,
+        /// Cause.
+        cause: String,
+    },
+    /// Only IPv4 ranges are supported.
+    #[error("{0} is not an IPv4 range")]
+    Version(Cidr),
+}
+
+/// Makes `range` local: `ip route replace local RANGE dev lo`. Idempotent; ranges in 127.0.0.0/8 are local
+/// already, and nothing is done for them.
+///
+/// # Errors
+/// Without the right to change routes, and for IPv6 ranges.
+pub async fn ensure(range: Cidr) -> Result<(), AnyIpError> {
+    if range.base().is_loopback() {
+        return Ok(());
+    }
+    let std::net::IpAddr::V4(base) = range.base() else { return Err(AnyIpError::Version(range)) };
+    let failed = |cause: String| AnyIpError::Netlink { range, cause };
+    let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| failed(error.to_string()))?;
+    let work = async {
+        let mut links = handle.link().get().match_name("lo".to_owned()).execute();
+        let link = links.try_next().await.map_err(|error| failed(error.to_string()))?;
+        let link = link.ok_or_else(|| failed("there is no loopback interface".to_owned()))?;
+        let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+            .destination_prefix(base, range.prefix())
+            .output_interface(link.header.index)
+            .table_id(LOCAL_TABLE)
+            .scope(RouteScope::Host)
+            .kind(RouteType::Local)
+            .build();
+        handle.route().add(route).replace().execute().await.map_err(|error| failed(error.to_string()))
+    };
+    // The connection is driven only as long as it is needed.
+    tokio::select! {
+        result = work => result,
+        () = connection => Err(failed("the netlink connection was closed".to_owned())),
+    }
+}
+
+/// The kernel's table of local addresses (`RT_TABLE_LOCAL`).
+const LOCAL_TABLE: u32 = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn loopback_ranges_need_nothing() {
+        ensure("127.42.0.0/16".parse().unwrap()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_range_becomes_bindable_or_the_error_says_what_to_do() {
+        let range = "10.199.0.0/24".parse().unwrap();
+        match ensure(range).await {
+            Ok(()) => {
+                ensure(range).await.unwrap();
+                std::net::TcpListener::bind("10.199.0.77:0").unwrap();
+            }
+            Err(error) => assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}"),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! [`ClusterNetwork`]: the cluster's network as guests see it that dial in process.
+//!
+//! Services and EndpointSlices are watched into a [`Table`] that readers swap in without a lock; names,
+//! endpoints and the outbound policy are `ketch-net`'s.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use futures::{Stream, StreamExt, TryStreamExt, stream::select};
+use ketch_api::k8s::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use ketch_net::{
+    Cidr, Pattern, Policy, Table, Transport,
+    names::{self, Answer},
+    policy::canonical,
+    services::Choice,
+};
+use ketch_runtime::{Error, Network, PodSandbox, Protocol};
+use kube::{
+    Api,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long an address that a pod looked up by an allowed name may be dialled as that name.
+const GRANT: Duration = Duration::from_secs(600);
+/// Grants before expired ones are looked for.
+const GRANTS: usize = 8_192;
+/// Changes that come within this time make one new table.
+const GATHER: Duration = Duration::from_millis(2);
+
+/// What the network is told about the cluster.
+#[derive(Clone, Debug, Default)]
+pub struct NetworkConfig {
+    /// Ranges of pod addresses in the cluster.
+    pub pod_cidrs: Vec<Cidr>,
+    /// Ranges of Service addresses.
+    pub service_cidrs: Vec<Cidr>,
+    /// Addresses of this node.
+    pub node_addresses: Vec<IpAddr>,
+    /// Addresses of the API server, registry, datastore, …
+    pub control_plane: Vec<SocketAddr>,
+}
+
+/// The cluster's network, for runtimes in this process.
+pub struct ClusterNetwork {
+    table: ArcSwap<Table>,
+    policy: Policy,
+    config: NetworkConfig,
+    turn: AtomicUsize,
+    grants: Mutex<HashMap<(String, IpAddr), Vec<(String, Instant)>>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl ClusterNetwork {
+    /// Starts to follow the cluster's Services. Returns at once: until the first list is there, names of the
+    /// cluster are unknown.
+    pub fn start(client: kube::Client, config: NetworkConfig) -> Arc<Self> {
+        let network = Arc::new(Self::fixed(Table::default(), config));
+        network.tasks.spawn(follow(Arc::clone(&network), client));
+        network.tasks.close();
+        network
+    }
+
+    /// A network whose Services never change.
+    pub fn fixed(table: Table, config: NetworkConfig) -> Self {
+        let policy = Policy {
+            cluster: config.pod_cidrs.iter().chain(&config.service_cidrs).copied().collect(),
+            node: config.node_addresses.clone(),
+            control_plane: config.control_plane.clone(),
+        };
+        Self {
+            table: ArcSwap::from_pointee(table),
+            policy,
+            config,
+            turn: AtomicUsize::new(0),
+            grants: Mutex::default(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// The Services known now.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// Ends following.
+    pub async fn shutdown(&self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+    }
+
+    /// Names by which a pod may dial an address, because it looked them up.
+    fn granted(&self, pod: &PodSandbox, address: IpAddr) -> Vec<String> {
+        let grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = grants.get(&(pod.id.0.clone(), canonical(address)));
+        let live = names.into_iter().flatten().filter(|(_, until)| *until > Instant::now());
+        live.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn grant(&self, pod: &PodSandbox, name: &str, addresses: &[IpAddr]) {
+        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if grants.len() > GRANTS {
+            grants.retain(|_, names| {
+                names.retain(|(_, until)| *until > now);
+                !names.is_empty()
+            });
+        }
+        for address in addresses {
+            let names = grants.entry((pod.id.0.clone(), canonical(*address))).or_default();
+            names.retain(|(known, until)| known != name && *until > now);
+            names.push((name.to_owned(), now + GRANT));
+        }
+    }
+
+    /// Addresses of a name outside the cluster, unless no pattern of the pod could mean it: a look-up is a
+    /// message to whoever runs the name's servers.
+    async fn outside(&self, pod: &PodSandbox, name: &str) -> Result<Vec<IpAddr>, Error> {
+        if !patterns(pod).iter().any(|pattern| pattern.may_mean(name)) {
+            return Err(Error::Config(format!(
+                "{name} is outside the cluster and not allowed; add \"{name}:PORT\" to the annotation ketch.dev/outbound"
+            )));
+        }
+        // No such name is an answer, not an error.
+        let found = tokio::net::lookup_host((name, 0)).await;
+        let mut addresses: Vec<IpAddr> = found.into_iter().flatten().map(|address| address.ip()).collect();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    fn route_as(
+        &self,
+        pod: &PodSandbox,
+        target: SocketAddr,
+        transport: Transport,
+        names: &[&str],
+    ) -> Result<SocketAddr, Error> {
+        let patterns = patterns(pod);
+        let address = canonical(target.ip());
+        let target = SocketAddr::new(address, target.port());
+        let inside = self.policy.cluster.iter().any(|range| range.contains(address));
+        let own = address == pod.ip || (!inside && (address.is_loopback() || address.is_unspecified()));
+        if own {
+            // A pod's loopback is the pod itself; the node's only when a pattern says so.
+            let node = self.policy.check(&patterns, target, names).is_ok() && address != pod.ip;
+            return Ok(if node { target } else { SocketAddr::new(pod.ip, target.port()) });
+        }
+        let table = self.table.load();
+        match table.choose(pod.ip, target, transport, self.turn.fetch_add(1, Ordering::Relaxed)) {
+            Choice::Endpoint((namespace, name), endpoint) => {
+                let service = (namespace.as_str(), name.as_str());
+                self.policy.check_service(&patterns, service, target, endpoint).map_err(denied)?;
+                Ok(endpoint)
+            }
+            Choice::Empty((namespace, name)) => {
+                Err(Error::Config(format!("Service {namespace}/{name} has no ready endpoint on port {}", target.port())))
+            }
+            Choice::NotService if self.config.service_cidrs.iter().any(|range| range.contains(address)) => {
+                Err(Error::Config(format!("no Service has the address and port {target}")))
+            }
+            Choice::NotService => self.policy.check(&patterns, target, names).map(|()| target).map_err(denied),
+        }
+    }
+}
+
+#[async_trait]
+impl Network for ClusterNetwork {
+    async fn resolve(&self, pod: &PodSandbox, name: &str) -> Result<Vec<IpAddr>, Error> {
+        let answer = names::resolve(&self.table.load(), &self.config.pod_cidrs, &pod.namespace, name);
+        match answer {
+            Answer::Own => {
+                let node = patterns(pod).iter().any(|pattern| *pattern == localhost(pattern));
+                Ok(vec![if node { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { pod.ip }])
+            }
+            Answer::Addresses(addresses) => Ok(addresses),
+            Answer::Unknown => Ok(Vec::new()),
+            Answer::Outside(outside) => {
+                let addresses = self.outside(pod, &outside).await?;
+                self.grant(pod, &outside, &addresses);
+                Ok(addresses)
+            }
+        }
+    }
+
+    fn route(&self, pod: &PodSandbox, target: SocketAddr, protocol: Protocol) -> Result<SocketAddr, Error> {
+        let granted = self.granted(pod, target.ip());
+        let names: Vec<&str> = granted.iter().map(String::as_str).collect();
+        let transport = match protocol {
+            Protocol::Tcp => Transport::Tcp,
+            Protocol::Udp => Transport::Udp,
+        };
+        self.route_as(pod, target, transport, &names)
+    }
+
+    async fn dial(&self, pod: &PodSandbox, host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
+        let answer = names::resolve(&self.table.load(), &self.config.pod_cidrs, &pod.namespace, host);
+        let (addresses, name) = match answer {
+            Answer::Own => (vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], Some("localhost".to_owned())),
+            Answer::Addresses(addresses) => (addresses, None),
+            Answer::Unknown => (Vec::new(), None),
+            Answer::Outside(name) => (self.outside(pod, &name).await?, Some(name)),
+        };
+        if addresses.is_empty() {
+            return Err(Error::NotFound(format!("host {host}")));
+        }
+        let names: Vec<&str> = name.as_deref().into_iter().collect();
+        let routes = addresses.iter().map(|ip| self.route_as(pod, SocketAddr::new(*ip, port), Transport::Tcp, &names));
+        let (allowed, refused): (Vec<_>, Vec<_>) = routes.partition(Result::is_ok);
+        match refused.into_iter().find_map(Result::err) {
+            Some(error) if allowed.is_empty() => Err(error),
+            _ => Ok(allowed.into_iter().flatten().collect()),
+        }
+    }
+}
+
+/// The pod's patterns; ones that cannot be read allow nothing.
+fn patterns(pod: &PodSandbox) -> Vec<Pattern> {
+    pod.outbound.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// `localhost` with the port of `pattern`.
+fn localhost(pattern: &Pattern) -> Pattern {
+    pattern.with_name("localhost")
+}
+
+fn denied(reason: ketch_net::policy::Denied) -> Error {
+    Error::Config(reason.to_string())
+}
+
+/// A change of one of the watched kinds.
+enum Change {
+    Service(watcher::Event<Service>),
+    Slice(watcher::Event<EndpointSlice>),
+}
+
+fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
+where
+    K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    watcher(api, watcher::Config::default()).default_backoff().filter_map(|event| async {
+        event.inspect_err(|error| tracing::warn!(%error, "the watch of Services was interrupted")).ok()
+    })
+}
+
+async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
+    let services = events(Api::<Service>::all(client.clone())).map(Change::Service);
+    let slices = events(Api::<EndpointSlice>::all(client)).map(Change::Slice);
+    let mut changes = select(services.boxed(), slices.boxed()).map(Ok::<_, std::convert::Infallible>);
+    let (mut services, mut slices) = (Mirror::default(), Mirror::default());
+    while let Some(Ok(Some(change))) = network.stop.run_until_cancelled(changes.try_next()).await {
+        take(&mut services, &mut slices, change);
+        let _ = tokio::time::timeout(GATHER, async {
+            while let Ok(Some(change)) = changes.try_next().await {
+                take(&mut services, &mut slices, change);
+            }
+        })
+        .await;
+        network.table.store(Arc::new(Table::build(services.objects.values(), slices.objects.values())));
+    }
+}
+
+fn take(services: &mut Mirror<Service>, slices: &mut Mirror<EndpointSlice>, change: Change) {
+    match change {
+        Change::Service(event) => services.take(event),
+        Change::Slice(event) => slices.take(event),
+    }
+}
+
+/// Objects of a kind by namespace and name.
+struct Mirror<K> {
+    objects: HashMap<(Option<String>, Option<String>), K>,
+    listed: HashMap<(Option<String>, Option<String>), K>,
+}
+
+impl<K> Default for Mirror<K> {
+    fn default() -> Self {
+        Self { objects: HashMap::new(), listed: HashMap::new() }
+    }
+}
+
+impl<K: kube::Resource> Mirror<K> {
+    fn take(&mut self, event: watcher::Event<K>) {
+        let key = |object: &K| (object.meta().namespace.clone(), object.meta().name.clone());
+        match event {
+            watcher::Event::Apply(object) => {
+                self.objects.insert(key(&object), object);
+            }
+            watcher::Event::Delete(object) => {
+                self.objects.remove(&key(&object));
+            }
+            watcher::Event::Init => self.listed.clear(),
+            watcher::Event::InitApply(object) => {
+                self.listed.insert(key(&object), object);
+            }
+            watcher::Event::InitDone => self.objects = std::mem::take(&mut self.listed),
+        }
+    }
+}

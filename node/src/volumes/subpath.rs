@@ -1,0 +1,103 @@
+//! What of a volume a mount shows.
+//!
+//! Guests are shown directories only. A `subPath` that is a file is copied to a directory of its own, which
+//! stands in for the parent of the mount path; upstream does not update such files either.
+
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+/// What a mount shows.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// Directory on the host.
+    pub(super) source: PathBuf,
+    /// Where the guest sees it.
+    pub(super) target: String,
+    /// It stands for one file.
+    pub(super) is_file: bool,
+}
+
+/// Resolves `sub` inside the volume at `root`. Links that lead out of the volume are refused: another
+/// container of the pod may have made them.
+pub(super) fn show(root: &Path, sub: Option<&str>, target: &str, staged: &Path) -> io::Result<Shown> {
+    let Some(sub) = sub else {
+        return Ok(Shown { source: root.to_owned(), target: target.to_owned(), is_file: false });
+    };
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(_) | Component::CurDir);
+    if !Path::new(sub).components().all(plain) {
+        return Err(io::Error::other(format!("subPath {sub:?} must be relative and stay inside the volume")));
+    }
+    let path = root.join(sub);
+    if path.symlink_metadata().is_err() {
+        let parent = existing(root, &path)?;
+        inside(root, &parent, sub)?;
+        std::fs::create_dir_all(&path)?;
+    }
+    let source = path.canonicalize()?;
+    inside(root, &source, sub)?;
+    if source.is_dir() {
+        return Ok(Shown { source, target: target.to_owned(), is_file: false });
+    }
+    let (parent, name) = target.rsplit_once('/').unwrap_or(("", target));
+    let parent = if parent.is_empty() { "/" } else { parent };
+    let key: String = Sha256::digest(parent).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let directory = staged.join(key);
+    std::fs::create_dir_all(&directory)?;
+    let copy = directory.join(name);
+    let _ = std::fs::remove_file(&copy);
+    std::fs::copy(&source, copy)?;
+    Ok(Shown { source: directory, target: parent.to_owned(), is_file: true })
+}
+
+/// The closest parent of `path` that exists.
+fn existing(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let parents = path.ancestors().skip(1).take_while(|parent| parent.starts_with(root));
+    let found = parents.into_iter().find(|parent| parent.symlink_metadata().is_ok());
+    found.unwrap_or(root).canonicalize()
+}
+
+fn inside(root: &Path, path: &Path, sub: &str) -> io::Result<()> {
+    if path.starts_with(root.canonicalize()?) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("subPath {sub:?} leads out of the volume")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sub_paths_stay_inside_the_volume() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, staged) = (dir.path().join("volume"), dir.path().join("staged"));
+        std::fs::create_dir_all(root.join("data")).unwrap();
+        std::fs::write(dir.path().join("secret"), "s").unwrap();
+        std::os::unix::fs::symlink("..", root.join("up")).unwrap();
+        std::os::unix::fs::symlink("/etc", root.join("etc")).unwrap();
+        let show = |sub: &str| show(&root, Some(sub), "/mnt/x", &staged);
+        assert!(show("data").unwrap().source.ends_with("volume/data"));
+        assert!(show("made/on/demand").unwrap().source.is_dir());
+        for bad in ["..", "../secret", "/etc", "up", "up/secret", "etc", "etc/passwd", "up/new/dir", "data/../../secret"] {
+            assert!(show(bad).is_err(), "{bad}");
+        }
+        assert!(!dir.path().join("new").exists());
+    }
+
+    #[test]
+    fn a_file_is_shown_in_a_directory_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, staged) = (dir.path().join("volume"), dir.path().join("staged"));
+        std::fs::create_dir_all(&root).unwrap();
+        std::fs::write(root.join("app.toml"), "x = 1").unwrap();
+        std::fs::write(root.join("other"), "hidden").unwrap();
+        let shown = show(&root, Some("app.toml"), "/etc/app/config.toml", &staged).unwrap();
+        assert_eq!((shown.target.as_str(), shown.is_file), ("/etc/app", true));
+        assert_eq!(std::fs::read_to_string(shown.source.join("config.toml")).unwrap(), "x = 1");
+        assert!(!shown.source.join("other").exists());
+    }
+}
