@@ -6,6 +6,7 @@
 //! the rules of adoption. Nothing here may use the store or the API server's insides.
 
 mod deployment;
+mod endpoints;
 mod error;
 mod function;
 mod owner;

@@ -1,0 +1,268 @@
+//! The scheduler's picture of the cluster, kept up to date change by change.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use ketch_api::k8s::api::core::v1::{Node, Pod, PodSpec, Taint};
+
+use super::request::Request;
+
+/// A pod with what deciding needs worked out once.
+#[derive(Clone, Debug)]
+pub struct PodInfo {
+    /// The object.
+    pub pod: Arc<Pod>,
+    /// What it asks for.
+    pub request: Request,
+    pub(super) nominal: (i64, i64),
+    pub(super) ports: Vec<HostPort>,
+    /// uid of its controller, for spreading.
+    pub(super) controller: Option<String>,
+}
+
+/// A port of the node that a pod wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct HostPort {
+    ip: String,
+    protocol: String,
+    port: i32,
+}
+
+/// A node and what is on it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct NodeInfo {
+    pub(super) name: String,
+    /// The object is known; false when only pods on it are.
+    pub(super) present: bool,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) taints: Vec<Taint>,
+    pub(super) unschedulable: bool,
+    pub(super) allocatable: Request,
+    pub(super) max_pods: i64,
+    /// Bytes of each image that is there already, by every name it has.
+    pub(super) images: HashMap<String, i64>,
+    pub(super) requested: Request,
+    pub(super) nominal: (i64, i64),
+    pub(super) pods: HashMap<String, Arc<PodInfo>>,
+    pub(super) ports: Vec<HostPort>,
+    /// Pods by the uid of their controller.
+    pub(super) controllers: HashMap<String, i64>,
+}
+
+/// Nodes, the pods bound or about to be bound to them, and namespaces' labels.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    /// By index; a removed node leaves an absent entry that its name takes up again.
+    nodes: Vec<NodeInfo>,
+    by_name: HashMap<String, usize>,
+    /// uid of each counted pod, and its node.
+    places: HashMap<String, usize>,
+    /// uids of counted pods with required anti-affinity, which other pods must respect.
+    pub(super) repelling: BTreeSet<String>,
+    pub(super) namespaces: HashMap<String, BTreeMap<String, String>>,
+}
+
+// === impl PodInfo ===
+
+impl PodInfo {
+    /// Works out what deciding needs.
+    pub fn new(pod: Arc<Pod>) -> Self {
+        let empty = PodSpec::default();
+        let spec = pod.spec.as_ref().unwrap_or(&empty);
+        let request = Request::of(spec);
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let controller = owners.into_iter().find(|o| o.controller == Some(true)).map(|owner| owner.uid.clone());
+        let ports = host_ports(spec);
+        let nominal = request.nominal(spec.containers.len());
+        Self { request, nominal, ports, controller, pod }
+    }
+
+    pub(super) fn uid(&self) -> &str {
+        self.pod.metadata.uid.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn namespace(&self) -> &str {
+        self.pod.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn spec(&self) -> Option<&PodSpec> {
+        self.pod.spec.as_ref()
+    }
+
+    pub(super) fn labels(&self) -> &BTreeMap<String, String> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        self.pod.metadata.labels.as_ref().unwrap_or(&NONE)
+    }
+
+    pub(super) fn is_leaving(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
+    let host_network = spec.host_network.unwrap_or(false);
+    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let number = port.host_port.unwrap_or(if host_network { port.container_port } else { 0 });
+            (number > 0).then(|| HostPort {
+                ip: port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".to_owned()),
+                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                port: number,
+            })
+        })
+        .collect()
+}
+
+// === impl HostPort ===
+
+impl HostPort {
+    pub(super) fn conflicts_with(&self, other: &Self) -> bool {
+        let any = |ip: &str| ip == "0.0.0.0" || ip == "::";
+        self.port == other.port
+            && self.protocol == other.protocol
+            && (self.ip == other.ip || any(&self.ip) || any(&other.ip))
+    }
+}
+
+// === impl NodeInfo ===
+
+impl NodeInfo {
+    fn update(&mut self, node: &Node) {
+        self.present = true;
+        self.labels = node.metadata.labels.clone().unwrap_or_default();
+        let spec = node.spec.clone().unwrap_or_default();
+        self.taints = spec.taints.unwrap_or_default();
+        self.unschedulable = spec.unschedulable.unwrap_or(false);
+        let status = node.status.clone().unwrap_or_default();
+        let allocatable = status.allocatable.or(status.capacity).unwrap_or_default();
+        self.max_pods = allocatable
+            .get("pods")
+            .and_then(|text| ketch_api::quantity::Quantity::try_from(text).ok())
+            .map_or(0, |quantity| quantity.value());
+        self.allocatable = Request::from_map(&allocatable);
+        self.images.clear();
+        for image in status.images.into_iter().flatten() {
+            let size = image.size_bytes.unwrap_or(0);
+            self.images.extend(image.names.into_iter().flatten().map(|name| (name, size)));
+        }
+    }
+
+    fn put(&mut self, pod: &Arc<PodInfo>) {
+        self.requested.add(&pod.request);
+        self.nominal = (self.nominal.0 + pod.nominal.0, self.nominal.1 + pod.nominal.1);
+        self.ports.extend(pod.ports.iter().cloned());
+        if let Some(controller) = &pod.controller {
+            *self.controllers.entry(controller.clone()).or_default() += 1;
+        }
+        self.pods.insert(pod.uid().to_owned(), Arc::clone(pod));
+    }
+
+    fn take(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
+        let pod = self.pods.remove(uid)?;
+        self.requested.subtract(&pod.request);
+        self.nominal = (self.nominal.0 - pod.nominal.0, self.nominal.1 - pod.nominal.1);
+        for port in &pod.ports {
+            if let Some(at) = self.ports.iter().position(|taken| taken == port) {
+                self.ports.swap_remove(at);
+            }
+        }
+        if let Some(controller) = &pod.controller
+            && let Some(count) = self.controllers.get_mut(controller)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.controllers.remove(controller);
+            }
+        }
+        Some(pod)
+    }
+}
+
+// === impl Cluster ===
+
+impl Cluster {
+    /// A cluster without nodes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a node or takes over its changes.
+    pub fn set_node(&mut self, node: &Node) {
+        let index = self.index(node.metadata.name.as_deref().unwrap_or_default());
+        if let Some(info) = self.nodes.get_mut(index) {
+            info.update(node);
+        }
+    }
+
+    /// Takes a node out. The pods on it are counted until they are removed themselves.
+    pub fn remove_node(&mut self, name: &str) {
+        if let Some(info) = self.by_name.get(name).and_then(|index| self.nodes.get_mut(*index)) {
+            info.present = false;
+        }
+    }
+
+    fn index(&mut self, name: &str) -> usize {
+        if let Some(index) = self.by_name.get(name) {
+            return *index;
+        }
+        self.nodes.push(NodeInfo { name: name.to_owned(), ..NodeInfo::default() });
+        let index = self.nodes.len() - 1;
+        self.by_name.insert(name.to_owned(), index);
+        index
+    }
+
+    /// Counts a pod on a node: bound there, or about to be. Replaces what was known about it.
+    pub fn place(&mut self, pod: Arc<PodInfo>, node: &str) {
+        self.remove_pod(pod.uid());
+        let index = self.index(node);
+        if super::affinity::repels(&pod) {
+            self.repelling.insert(pod.uid().to_owned());
+        }
+        self.places.insert(pod.uid().to_owned(), index);
+        if let Some(info) = self.nodes.get_mut(index) {
+            info.put(&pod);
+        }
+    }
+
+    /// Counts a pod no longer. Returns whether it was counted.
+    pub fn remove_pod(&mut self, uid: &str) -> bool {
+        self.repelling.remove(uid);
+        let Some(index) = self.places.remove(uid) else { return false };
+        self.nodes.get_mut(index).and_then(|info| info.take(uid)).is_some()
+    }
+
+    /// The node a pod is counted on.
+    pub fn node_of(&self, uid: &str) -> Option<&str> {
+        let info = self.nodes.get(*self.places.get(uid)?)?;
+        Some(&info.name)
+    }
+
+    /// Remembers a namespace's labels, which affinity terms may select by.
+    pub fn set_namespace(&mut self, name: &str, labels: BTreeMap<String, String>) {
+        self.namespaces.insert(name.to_owned(), labels);
+    }
+
+    /// Forgets a namespace.
+    pub fn remove_namespace(&mut self, name: &str) {
+        self.namespaces.remove(name);
+    }
+
+    /// The nodes that exist.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
+        self.nodes.iter().filter(|node| node.present)
+    }
+
+    pub(super) fn placed(&self, uid: &str) -> Option<(&PodInfo, &NodeInfo)> {
+        let node = self.nodes.get(*self.places.get(uid)?)?;
+        Some((node.pods.get(uid)?, node))
+    }
+
+    /// Nodes that exist.
+    pub fn node_count(&self) -> usize {
+        self.nodes().count()
+    }
+}

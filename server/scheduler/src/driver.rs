@@ -1,0 +1,315 @@
+//! Feeds the core with changes and carries out its decisions.
+//!
+//! One task owns the picture of the cluster and decides; the requests that follow from a decision run
+//! beside it. A pod counts as placed from the decision on ("assumed"), so the next decision sees it.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use ketch_api::k8s::{
+    api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+};
+use ketch_client::{
+    Change, Informer, Informers, Recorder, Report, Subject, TaskError, Tasks, is_not_found, status_text,
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+
+use crate::{
+    core::{Cluster, PodInfo, Unschedulable, schedule},
+    pending::Pending,
+};
+
+/// Pods with another scheduler's name are left to it.
+const NAME: &str = "default-scheduler";
+/// Requests under way at a time.
+const CONCURRENCY: usize = 64;
+/// Decisions in a row before events are looked at.
+const BATCH: usize = 64;
+
+/// The running scheduler; dropping it does not stop it, [`Scheduler::shutdown`] does.
+pub struct Scheduler {
+    tasks: Tasks,
+}
+
+// === impl Scheduler ===
+
+impl Scheduler {
+    /// Starts binding pods to nodes. It acts through `client` and looks at `informers`.
+    pub fn start(client: Client, informers: &Informers) -> Self {
+        let tasks = Tasks::new();
+        let recorder = Recorder::new(client.clone(), NAME, &tasks);
+        let (pods, nodes, namespaces) = (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
+        tasks.spawn("scheduler", move || {
+            let inbox = subscribe(&pods, &nodes, &namespaces);
+            let (pods, nodes, namespaces) = (pods.clone(), nodes.clone(), namespaces.clone());
+            let actor = Actor { client: client.clone(), recorder: recorder.clone() };
+            async move {
+                // A decision on half a picture would be wrong.
+                tokio::join!(pods.ready(), nodes.ready(), namespaces.ready());
+                run(actor, inbox).await
+            }
+        });
+        Self { tasks }
+    }
+
+    /// What its tasks are doing.
+    pub fn reports(&self) -> Vec<Report> {
+        self.tasks.reports()
+    }
+
+    /// Ends it and returns when it has ended.
+    pub async fn shutdown(&self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+enum Event {
+    Pod(Change<Pod>),
+    Node(Change<Node>),
+    Namespace(Change<Namespace>),
+}
+
+fn subscribe(
+    pods: &Informer<Pod>,
+    nodes: &Informer<Node>,
+    namespaces: &Informer<Namespace>,
+) -> mpsc::UnboundedReceiver<Event> {
+    // Unbounded: an informer must not wait for its listeners, and the copies are shared.
+    let (events, inbox) = mpsc::unbounded_channel();
+    let to = events.clone();
+    nodes.on_change(move |change: &Change<Node>| drop(to.send(Event::Node(change.clone()))));
+    let to = events.clone();
+    namespaces.on_change(move |change: &Change<Namespace>| drop(to.send(Event::Namespace(change.clone()))));
+    pods.on_change(move |change: &Change<Pod>| drop(events.send(Event::Pod(change.clone()))));
+    inbox
+}
+
+/// How the requests for one pod ended.
+enum Outcome {
+    Bound,
+    /// It is gone, or bound by somebody else; the watch tells what is true.
+    Moot(String),
+    Failed(String, String),
+    Told,
+}
+
+async fn run(actor: Actor, mut inbox: mpsc::UnboundedReceiver<Event>) -> Result<(), TaskError> {
+    let mut state = State { cluster: Cluster::new(), pending: Pending::default() };
+    let mut requests = JoinSet::new();
+    loop {
+        while let Ok(event) = inbox.try_recv() {
+            state.observe(event);
+        }
+        for _ in 0..BATCH {
+            if requests.len() >= CONCURRENCY {
+                break;
+            }
+            let Some(info) = state.pending.pop(Instant::now()) else { break };
+            let actor = actor.clone();
+            match state.decide(&info) {
+                Ok(node) => requests.spawn(async move { actor.bind(&info, node).await }),
+                Err(refused) => requests.spawn(async move { actor.explain(&info, refused).await }),
+            };
+        }
+        let due = state.pending.next_due();
+        let more = state.pending.has_ready() && requests.len() < CONCURRENCY;
+        tokio::select! {
+            biased;
+            event = inbox.recv() => match event {
+                Some(event) => state.observe(event),
+                None => return Err(TaskError::new("the watches ended")),
+            },
+            Some(outcome) = requests.join_next() => state.conclude(outcome),
+            () = tokio::task::yield_now(), if more => {}
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && requests.len() < CONCURRENCY => {}
+        }
+    }
+}
+
+/// What the deciding task owns.
+struct State {
+    cluster: Cluster,
+    pending: Pending,
+}
+
+impl State {
+    fn observe(&mut self, event: Event) {
+        match event {
+            Event::Node(Change { key, new, .. }) => {
+                match new {
+                    Some(node) => self.cluster.set_node(&node),
+                    None => self.cluster.remove_node(&key.name),
+                }
+                self.pending.room_was_made();
+            }
+            Event::Namespace(Change { key, new, .. }) => match new {
+                Some(namespace) => {
+                    let labels = namespace.metadata.labels.clone().unwrap_or_default();
+                    self.cluster.set_namespace(&key.name, labels);
+                }
+                None => self.cluster.remove_namespace(&key.name),
+            },
+            Event::Pod(change) => self.observe_pod(change),
+        }
+    }
+
+    fn observe_pod(&mut self, Change { old, new, .. }: Change<Pod>) {
+        let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
+        let replaced = old.filter(|old| new.as_ref().is_none_or(|new| uid(new) != uid(old)));
+        if let Some(gone) = replaced {
+            self.forget(&uid(&gone));
+        }
+        let Some(pod) = new else { return };
+        let (uid, node) = (uid(&pod), node_of(&pod).to_owned());
+        if is_finished(&pod) {
+            self.forget(&uid);
+        } else if !node.is_empty() {
+            self.pending.remove(&uid);
+            self.cluster.place(Arc::new(PodInfo::new(pod)), &node);
+        } else if pod.metadata.deletion_timestamp.is_some() {
+            self.pending.remove(&uid);
+        } else if is_ours(&pod) && self.cluster.node_of(&uid).is_none() {
+            self.pending.put(PodInfo::new(pod));
+        }
+    }
+
+    fn forget(&mut self, uid: &str) {
+        self.pending.remove(uid);
+        if self.cluster.remove_pod(uid) {
+            self.pending.room_was_made();
+        }
+    }
+
+    fn decide(&mut self, info: &Arc<PodInfo>) -> Result<String, Unschedulable> {
+        let uid = info.pod.metadata.uid.as_deref().unwrap_or_default();
+        match schedule(&self.cluster, info) {
+            Ok(node) => {
+                self.cluster.place(Arc::clone(info), &node);
+                Ok(node)
+            }
+            Err(refused) => {
+                self.pending.set_aside(uid, Instant::now());
+                Err(refused)
+            }
+        }
+    }
+
+    fn conclude(&mut self, outcome: Result<Outcome, tokio::task::JoinError>) {
+        match outcome {
+            Ok(Outcome::Bound | Outcome::Told) => {}
+            Ok(Outcome::Moot(uid)) => {
+                self.cluster.remove_pod(&uid);
+                self.pending.failed(&uid, Instant::now());
+            }
+            Ok(Outcome::Failed(uid, error)) => {
+                tracing::warn!(pod.uid = uid, error, "binding failed, trying again");
+                self.cluster.remove_pod(&uid);
+                self.pending.failed(&uid, Instant::now());
+            }
+            Err(error) => tracing::error!(%error, "a binding task broke"),
+        }
+    }
+}
+
+fn node_of(pod: &Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default()
+}
+
+fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn is_ours(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+    !gated && spec.scheduler_name.as_deref().is_none_or(|name| name == NAME)
+}
+
+/// Makes the requests.
+#[derive(Clone)]
+struct Actor {
+    client: Client,
+    recorder: Recorder,
+}
+
+impl Actor {
+    fn api(&self, pod: &Pod) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), pod.metadata.namespace.as_deref().unwrap_or("default"))
+    }
+
+    async fn bind(&self, info: &PodInfo, node: String) -> Outcome {
+        let meta = &info.pod.metadata;
+        let (name, uid) = (meta.name.clone().unwrap_or_default(), meta.uid.clone().unwrap_or_default());
+        let binding = Binding {
+            metadata: ObjectMeta {
+                name: meta.name.clone(),
+                namespace: meta.namespace.clone(),
+                uid: meta.uid.clone(),
+                ..ObjectMeta::default()
+            },
+            target: ObjectReference {
+                kind: Some("Node".to_owned()),
+                name: Some(node.clone()),
+                ..ObjectReference::default()
+            },
+        };
+        let params = PostParams::default();
+        match self.api(&info.pod).create_subresource::<_, Value>("binding", &name, &params, &binding).await {
+            Ok(_) => {
+                let namespace = meta.namespace.as_deref().unwrap_or("default");
+                let message = format!("Successfully assigned {namespace}/{name} to {node}");
+                self.recorder.normal(Subject::of(info.pod.as_ref()), "Scheduled", message);
+                Outcome::Bound
+            }
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Outcome::Moot(uid),
+            Err(error) => Outcome::Failed(uid, status_text(&error)),
+        }
+    }
+
+    /// Writes on the pod, and as an event, why it has no node.
+    async fn explain(&self, info: &PodInfo, refused: Unschedulable) -> Outcome {
+        let message = refused.to_string();
+        let condition = unschedulable(&info.pod, &message, Timestamp::now());
+        self.recorder.warning(Subject::of(info.pod.as_ref()), "FailedScheduling", message);
+        let Some(condition) = condition else { return Outcome::Told };
+        let others = info.pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+        let mut conditions: Vec<PodCondition> = others.filter(|c| c.type_ != condition.type_).cloned().collect();
+        conditions.push(condition);
+        let meta = &info.pod.metadata;
+        let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": conditions}});
+        let name = meta.name.as_deref().unwrap_or_default();
+        let written = self.api(&info.pod).patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        if let Err(error) = written
+            && !is_not_found(&error)
+        {
+            tracing::debug!(pod = name, error = status_text(&error), "condition not written");
+        }
+        Outcome::Told
+    }
+}
+
+/// The condition to write; `None` when the pod has it.
+fn unschedulable(pod: &Pod, message: &str, now: Timestamp) -> Option<PodCondition> {
+    let mut conditions = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    let old = conditions.find(|condition| condition.type_ == "PodScheduled");
+    if old.is_some_and(|old| old.status == "False" && old.message.as_deref() == Some(message)) {
+        return None;
+    }
+    let since = old.filter(|old| old.status == "False").and_then(|old| old.last_transition_time.clone());
+    Some(PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        reason: Some("Unschedulable".to_owned()),
+        message: Some(message.to_owned()),
+        last_transition_time: Some(since.unwrap_or(Time(now))),
+        observed_generation: pod.metadata.generation,
+        ..PodCondition::default()
+    })
+}
