@@ -78,6 +78,7 @@ struct Roles {
     #[allow(dead_code, reason = "held for as long as the controllers run")]
     informers: ketch_client::Informers,
     controllers: ketch_controllers::Controllers,
+    scheduler: ketch_scheduler::Scheduler,
 }
 
 // === impl Server ===
@@ -131,17 +132,11 @@ impl Server {
 }
 
 impl Server {
-    /// A client of this process with the identity of `user`.
+    /// A client in this process with the identity of `user`: for the API and for the registry.
     pub fn client(&self, user: auth::User) -> kube::Client {
-        ketch_client::in_process(self.api.router(), move |extensions| {
+        ketch_client::in_process(self.front.clone().router(false), move |extensions| {
             extensions.insert(user.clone());
         })
-    }
-
-    /// The registry and the API as one router, for a node in this process; requests need an identity in
-    /// their extensions.
-    pub fn router(&self) -> Router {
-        self.front.clone().router(false)
     }
 
     /// The ways to the nodes.
@@ -193,13 +188,15 @@ impl Server {
             ca: ca.to_owned(),
             ..ketch_controllers::Options::default()
         };
-        let controllers = ketch_controllers::run_all(client, &informers, settings);
-        Roles { informers, controllers }
+        let controllers = ketch_controllers::run_all(client.clone(), &informers, settings);
+        let scheduler = ketch_scheduler::Scheduler::start(client, &informers);
+        Roles { informers, controllers, scheduler }
     }
 
     /// Ends everything in order: no new work, watches closed, requests drained, the store last.
     pub async fn shutdown(mut self) {
         if let Some(roles) = self.roles.take() {
+            roles.scheduler.shutdown().await;
             roles.controllers.shutdown().await;
         }
         self.tasks.shutdown().await;

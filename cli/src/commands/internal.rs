@@ -26,6 +26,6 @@ enum Work {
 /// Does it.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let Work::CompileWasm { input, output } = &arguments.work;
-    let _ = (input, output); anyhow::bail!("x");
-    #[allow(unreachable_code)] Ok(ExitCode::SUCCESS)
+    ketch_runtime_wasm::compile_main(input, output).map_err(|why| anyhow!("{why}"))?;
+    Ok(ExitCode::SUCCESS)
 }

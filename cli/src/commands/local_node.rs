@@ -1,10 +1,133 @@
-//! stub
-use anyhow::Result;
-use ketch_server::Server;
+//! The node of `ketch up`: put together in the process of the control plane, with which it talks as any
+//! node does, through the API.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use ketch_api::names::{ADMIN_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
+use ketch_node::{
+    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries, RuntimeEntry,
+    gateway::{Bind, Gateway, GatewayOptions},
+};
+use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
+use ketch_server::{PushHook, Server, User};
+use tokio_util::task::TaskTracker;
+
+use super::pod_range::PodRange;
 use crate::options::Options;
-pub(crate) struct LocalNode;
+
+/// For requests in flight when Ketch is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+/// An idle Wasm pod costs tens of KiB; the field's usual 110 would be an arbitrary limit.
+const MAX_PODS: u32 = 10_000;
+
+/// A node, its gateway and its runtime.
+pub(crate) struct LocalNode {
+    node: Node,
+    gateway: Gateway,
+    network: Arc<ClusterNetwork>,
+    wasm: Arc<WasmRuntime>,
+    _range: PodRange,
+}
+
+/// Where the push hook finds the runtime, once there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Precompiler {
+    wasm: Arc<OnceLock<(Arc<WasmRuntime>, tokio::runtime::Handle)>>,
+    compilations: TaskTracker,
+}
+
+impl Precompiler {
+    /// Compiles what is pushed at once, so that the pod that will want it does not wait.
+    pub(crate) fn hook(&self) -> PushHook {
+        let Self { wasm, compilations } = self.clone();
+        Arc::new(move |pushed| {
+            let Some((wasm, runtime)) = wasm.get() else { return };
+            let wasm = wasm.clone();
+            // Bounded by the compiler's own limits; a failure is reported by the pod that pulls.
+            let compilation = async move {
+                if let Err(error) = wasm.precompile(&pushed.path).await {
+                    tracing::info!(%error, "a pushed component cannot be compiled");
+                }
+            };
+            compilations.spawn_on(compilation, runtime);
+        })
+    }
+}
+
 impl LocalNode {
-    pub(crate) fn on_push(_o: &Options) -> Option<ketch_server::PushHook> { None }
-    pub(crate) async fn start(_s: &Server, _o: &Options, _l: std::net::TcpListener) -> Result<Self> { Ok(Self) }
-    pub(crate) async fn shutdown(self) {}
+    /// Starts the node on a server in this process.
+    pub(crate) async fn start(
+        server: &Server,
+        options: &Options,
+        http: std::net::TcpListener,
+        precompiler: &Precompiler,
+    ) -> Result<Self> {
+        let user = format!("{NODE_USER_PREFIX}{}", options.node_name);
+        let client = server.client(User::new(user, &[NODES_GROUP]));
+        let pods: Cidr = options.pod_cidr.parse().map_err(|why| anyhow!("--pod-cidr: {why}"))?;
+        let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
+        let addresses = vec![address_of_this_machine()];
+        let range = PodRange::claim(pods, &options.data_dir)?;
+        ketch_node::make_local(range.cidr).await.context("prepare pod addresses")?;
+        // The network and the gateway look at more than a node may see of other nodes' pods.
+        let wide = server.client(User::new("system:ketch-gateway", &[ADMIN_GROUP]));
+        let network = ClusterNetwork::start(
+            wide.clone(),
+            NetworkConfig {
+                pod_cidrs: vec![pods],
+                service_cidrs: vec![services],
+                node_addresses: addresses.clone(),
+                control_plane: vec![server.api_addr, server.ui_addr],
+            },
+        );
+        let compiler = Arc::new(ProcessCompiler::current_exe().context("find this program")?);
+        let dir = options.data_dir.join("node/wasm");
+        let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
+        let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
+        let _ = precompiler.wasm.set((wasm.clone(), tokio::runtime::Handle::current()));
+        let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
+        let node = Node::start(NodeOptions {
+            name: options.node_name.clone(),
+            client: client.clone(),
+            data_dir: options.data_dir.clone(),
+            runtimes: vec![RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() }],
+            images: Arc::new(Registries::new(LocalRegistry::Client(client))),
+            pod_cidr: range.cidr,
+            addresses,
+            api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
+            max_pods: MAX_PODS,
+            labels: Vec::new(),
+        })
+        .context("start the node")?;
+        server.nodes().connect(&options.node_name, node.router());
+        let local = node.services();
+        let gateway = GatewayOptions { local, ..GatewayOptions::new(Bind::Listener(http)) };
+        let gateway = Gateway::start(wide, gateway).context("start the gateway")?;
+        server.set_gateway(gateway.http_addr());
+        Ok(Self { node, gateway, network, wasm, _range: range })
+    }
+
+    /// Ends everything: first no new requests, then the pods' workers, then the pods.
+    pub(crate) async fn shutdown(self) {
+        self.gateway.shutdown(DRAIN).await;
+        self.node.shutdown().await;
+        self.network.shutdown().await;
+        self.wasm.shutdown().await;
+    }
+}
+
+/// The address other machines would reach this one at: that of the interface of the default route. Sends
+/// nothing.
+fn address_of_this_machine() -> IpAddr {
+    let probe = || -> std::io::Result<IpAddr> {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }

@@ -10,6 +10,7 @@ mod internal;
 mod kubeconfig;
 mod local_node;
 mod logs;
+mod pod_range;
 mod token;
 mod up;
 mod upload;

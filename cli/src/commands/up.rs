@@ -8,7 +8,10 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use super::{connect, local_node::LocalNode};
+use super::{
+    connect,
+    local_node::{LocalNode, Precompiler},
+};
 use crate::{
     options::{Flags, Options, Role},
     output,
@@ -41,9 +44,10 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
         Role::Server => None,
     };
     let http_addr = gateway.as_ref().and_then(|listener| listener.local_addr().ok()).unwrap_or(options.http_addr);
-    let server = Server::start(server_options(&options, http_addr), LocalNode::on_push(&options)).await?;
+    let precompiler = Precompiler::default();
+    let server = Server::start(server_options(&options, http_addr), Some(precompiler.hook())).await?;
     let node = match gateway {
-        Some(listener) => Some(LocalNode::start(&server, &options, listener).await?),
+        Some(listener) => Some(LocalNode::start(&server, &options, listener, &precompiler).await?),
         None => None,
     };
     write_run_file(&server, &options, node.as_ref().map(|_| http_addr))?;
