@@ -8,10 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     admission::{Operation, Request},
     auth::User,
-    rest::{
-        create, meta,
-        write::Write,
-    },
+    rest::{create, meta, write::Write},
     server::ApiServer,
     wire::body::FieldValidation,
 };
@@ -45,7 +42,13 @@ impl ApiServer {
     ///
     /// # Errors
     /// Whatever a create can fail with, except that the object exists.
-    pub async fn ensure(&self, group: &str, version: &str, plural: &str, object: Value) -> Result<(), Status> {
+    pub async fn ensure(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+        object: Value,
+    ) -> Result<(), Status> {
         let Some(resource) = self.registry.get(group, version, plural).cloned() else { return Ok(()) };
         let request = Request {
             user: User::new("system:apiserver", &[ketch_api::names::ADMIN_GROUP]),

@@ -33,10 +33,8 @@ pub(crate) async fn handle(server: &ApiServer, parts: &Parts, path: &str) -> Opt
 
 async fn checks(server: &ApiServer, ready: bool) -> Vec<(&'static str, Result<(), &'static str>)> {
     let storage = server.storage.revision().await;
-    let mut checks = vec![
-        ("ping", Ok(())),
-        ("storage", storage.map(|_| ()).map_err(|_| "the store does not answer")),
-    ];
+    let mut checks =
+        vec![("ping", Ok(())), ("storage", storage.map(|_| ()).map_err(|_| "the store does not answer"))];
     if ready {
         let stopping = server.stopping.is_cancelled();
         checks.push(("shutdown", if stopping { Err("the server is shutting down") } else { Ok(()) }));

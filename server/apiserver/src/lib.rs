@@ -16,6 +16,7 @@ pub mod node;
 pub mod patch;
 pub mod paths;
 pub mod pki;
+pub mod protobuf;
 pub mod registry;
 mod respond;
 mod rest;

@@ -35,12 +35,7 @@ impl Default for Limits {
     /// kube-apiserver's `--max-requests-inflight`, `--max-mutating-requests-inflight` and
     /// `--request-timeout`.
     fn default() -> Self {
-        Self {
-            reads: 400,
-            writes: 200,
-            queue: Duration::from_secs(5),
-            timeout: Duration::from_secs(60),
-        }
+        Self { reads: 400, writes: 200, queue: Duration::from_secs(5), timeout: Duration::from_secs(60) }
     }
 }
 

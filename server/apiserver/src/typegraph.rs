@@ -76,8 +76,6 @@ pub enum Kind {
     Time,
     /// `metav1.MicroTime`: RFC 3339, microseconds.
     MicroTime,
-    /// `metav1.Duration`: Go's text form.
-    Duration,
     /// `runtime.RawExtension`: any JSON.
     Raw,
     /// `metav1.FieldsV1`: any JSON.
@@ -255,7 +253,6 @@ fn scalar(name: &str) -> Option<Kind> {
         "intstr" => Kind::IntOrString,
         "time" => Kind::Time,
         "microtime" => Kind::MicroTime,
-        "duration" => Kind::Duration,
         "raw" => Kind::Raw,
         "fieldsv1" => Kind::FieldsV1,
         "strings" => Kind::Strings,

@@ -35,7 +35,8 @@ impl std::str::FromStr for ServiceCidr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let refuse = || format!("{text:?} is not an IPv4 range such as 10.43.0.0/16 (prefix of 12 to 30 bits)");
+        let refuse =
+            || format!("{text:?} is not an IPv4 range such as 10.43.0.0/16 (prefix of 12 to 30 bits)");
         let (address, bits) = text.split_once('/').ok_or_else(refuse)?;
         let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
         let bits: u8 = bits.parse().map_err(|_| refuse())?;
@@ -207,7 +208,10 @@ impl Admission for ClusterIps {
     }
 
     fn mutate(&self, request: &Request, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
-        if !request.is("", "services") || !request.subresource.is_empty() || request.operation == Operation::Delete {
+        if !request.is("", "services")
+            || !request.subresource.is_empty()
+            || request.operation == Operation::Delete
+        {
             return Ok(());
         }
         if spec(object, "type") == "ExternalName" {
@@ -238,7 +242,8 @@ impl Admission for ClusterIps {
         if !request.is("", "services") {
             return;
         }
-        let service = stored.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok()).unwrap_or_default();
+        let service =
+            stored.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok()).unwrap_or_default();
         let uid = if uid.is_empty() { meta::text(&service, "uid") } else { uid };
         self.locked().keep_only(uid, &addresses(&service));
     }

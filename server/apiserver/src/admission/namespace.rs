@@ -51,7 +51,12 @@ impl Admission for Lifecycle {
         Ok(())
     }
 
-    fn validate(&self, request: &Request, _object: Option<&Value>, _old: Option<&Value>) -> Result<(), Status> {
+    fn validate(
+        &self,
+        request: &Request,
+        _object: Option<&Value>,
+        _old: Option<&Value>,
+    ) -> Result<(), Status> {
         let deletes = request.operation == Operation::Delete && request.is("", "namespaces");
         if deletes && IMMORTAL.contains(&request.name.as_str()) {
             return Err(Status::forbidden(NAMESPACES, &request.name, "this namespace may not be deleted"));

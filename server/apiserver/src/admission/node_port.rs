@@ -65,10 +65,14 @@ impl NodePorts {
                 .find(|candidate| owner(*candidate).is_none())
                 .ok_or_else(|| Status::internal("failed to allocate a nodePort: range is full"))?,
             number if !(FIRST..=LAST).contains(&number) => {
-                let detail = format!("provided port is not in the valid range. The range of valid ports is {FIRST}-{LAST}");
+                let detail = format!(
+                    "provided port is not in the valid range. The range of valid ports is {FIRST}-{LAST}"
+                );
                 return Err(invalid(&detail));
             }
-            number if owner(number).is_some_and(|own| own != uid) => return Err(invalid("provided port is already allocated")),
+            number if owner(number).is_some_and(|own| own != uid) => {
+                return Err(invalid("provided port is already allocated"));
+            }
             number => number,
         };
         if !request.dry_run {
@@ -93,7 +97,8 @@ fn ports(service: &Value) -> Vec<Port> {
 fn previous(old: Option<&Value>, port: &Value) -> i64 {
     let list = old.and_then(|old| old.pointer("/spec/ports")).and_then(Value::as_array);
     let same = |other: &&Value| {
-        ["port", "name"].iter().all(|field| other.get(*field) == port.get(*field)) && port_of(other).0 == port_of(port).0
+        ["port", "name"].iter().all(|field| other.get(*field) == port.get(*field))
+            && port_of(other).0 == port_of(port).0
     };
     list.into_iter().flatten().find(same).map_or(0, |found| port_of(found).1)
 }
@@ -112,11 +117,15 @@ impl Admission for NodePorts {
     }
 
     fn mutate(&self, request: &Request, object: &mut Value, old: Option<&Value>) -> Result<(), Status> {
-        if !request.is("", "services") || !request.subresource.is_empty() || request.operation == Operation::Delete {
+        if !request.is("", "services")
+            || !request.subresource.is_empty()
+            || request.operation == Operation::Delete
+        {
             return Ok(());
         }
         let kind = object.pointer("/spec/type").and_then(Value::as_str).unwrap_or_default();
-        let off = object.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool) == Some(false);
+        let off =
+            object.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool) == Some(false);
         if kind != "NodePort" && (kind != "LoadBalancer" || off) {
             return Ok(());
         }
@@ -139,7 +148,8 @@ impl Admission for NodePorts {
         if !request.is("", "services") {
             return;
         }
-        let service = stored.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok()).unwrap_or_default();
+        let service =
+            stored.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok()).unwrap_or_default();
         let uid = if uid.is_empty() { meta::text(&service, "uid") } else { uid };
         self.keep_only(uid, &ports(&service));
     }

@@ -158,7 +158,9 @@ fn aggregated(server: &ApiServer, parts: &Parts, core: bool, form: &'static str)
             let resources = own.map(Entry::aggregated).collect::<Vec<_>>();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         });
-        let metadata = if group.is_empty() { json!({"creationTimestamp": null}) } else {
+        let metadata = if group.is_empty() {
+            json!({"creationTimestamp": null})
+        } else {
             json!({"name": group, "creationTimestamp": null})
         };
         json!({"metadata": metadata, "versions": versions.collect::<Vec<_>>()})
@@ -177,7 +179,8 @@ fn aggregated(server: &ApiServer, parts: &Parts, core: bool, form: &'static str)
 fn cacheable(parts: &Parts, content_type: &'static str, body: String) -> Response {
     let digest = Sha256::digest(body.as_bytes());
     let etag = format!("\"{}\"", digest.iter().map(|byte| format!("{byte:02X}")).collect::<String>());
-    let sent = parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let sent =
+        parts.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let known = sent.split(',').any(|one| one.trim() == etag);
     let mut response = match known {
         true => respond::bytes(304, content_type, String::new()),

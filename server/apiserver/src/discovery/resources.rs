@@ -41,7 +41,8 @@ const CREATE: &[&str] = &["create"];
 
 /// Everything the server serves, core first.
 pub(crate) fn entries(server: &ApiServer) -> Vec<Entry> {
-    let mut entries = server.registry.iter().map(|resource| stored(server, resource.descriptor())).collect::<Vec<_>>();
+    let mut entries =
+        server.registry.iter().map(|resource| stored(server, resource.descriptor())).collect::<Vec<_>>();
     if entries.iter().any(|entry| entry.group.is_empty() && entry.plural == "pods") {
         entries.push(question("", "Binding", "bindings", true));
     }

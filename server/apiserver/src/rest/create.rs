@@ -83,7 +83,11 @@ fn check(object: &Value, namespace: &str) -> Result<(), Status> {
     Ok(())
 }
 
-async fn attempt(server: &ApiServer, write: &Write, mut object: Value) -> Result<(Revision, Outcome), Status> {
+async fn attempt(
+    server: &ApiServer,
+    write: &Write,
+    mut object: Value,
+) -> Result<(Revision, Outcome), Status> {
     let descriptor = write.resource.descriptor();
     let (namespace, name) = (&write.request.namespace, &write.request.name);
     meta::initialise(&mut object, namespace, name, descriptor.generation, write.cx.now)?;

@@ -9,11 +9,7 @@ use ketch_store::{Revision, Update, Versioned};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
-    Call, answer, list, meta,
-    transaction::transact,
-    write::Write,
-};
+use super::{Call, answer, list, meta, transaction::transact, write::Write};
 use crate::{
     admission::Operation,
     registry::Resource,
@@ -71,7 +67,9 @@ impl Options {
         if let Some(kind) = value.get("kind").and_then(Value::as_str)
             && kind != "DeleteOptions"
         {
-            return Err(Status::bad_request(format!("the body of a delete is a DeleteOptions, not a {kind}")));
+            return Err(Status::bad_request(format!(
+                "the body of a delete is a DeleteOptions, not a {kind}"
+            )));
         }
         serde_json::from_value(value).map_err(|e| Status::bad_request(format!("DeleteOptions: {e}")))
     }

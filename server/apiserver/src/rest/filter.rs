@@ -39,7 +39,8 @@ impl Filter {
     pub(crate) fn parse(call: &Call, resource: &Resource) -> Result<Self, Status> {
         let refuse = |e: ketch_api::selector::ParseError| Status::bad_request(e.to_string());
         let labels = Selector::parse(call.query.get("labelSelector").unwrap_or_default()).map_err(refuse)?;
-        let fields = FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).map_err(refuse)?;
+        let fields =
+            FieldSelector::parse(call.query.get("fieldSelector").unwrap_or_default()).map_err(refuse)?;
         let known = resource.strategy().field_names();
         let own = ["metadata.name", "metadata.namespace"];
         for term in fields.terms() {

@@ -179,7 +179,10 @@ fn state(call: &Call, limit: usize, token: Option<&PageToken>) -> Result<State, 
     let mut forbid = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
     if let Some(matching) = matching {
         if version.is_none() {
-            forbid("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided");
+            forbid(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            );
         }
         if token.is_some() {
             forbid("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided");
@@ -203,9 +206,7 @@ fn state(call: &Call, limit: usize, token: Option<&PageToken>) -> Result<State, 
         (Some(_), Some(_), _) => {
             Err(Status::bad_request("specifying resource version is not allowed when using continue"))
         }
-        (Some(token), None, _) => {
-            Ok(Revision::try_from(token.revision).map_or(State::Latest, State::Exact))
-        }
+        (Some(token), None, _) => Ok(Revision::try_from(token.revision).map_or(State::Latest, State::Exact)),
         (None, None, _) => Ok(State::Latest),
         (None, Some(revision), Some("Exact")) => Ok(State::Exact(revision)),
         (None, Some(revision), None) if limit > 0 => Ok(State::Exact(revision)),
@@ -282,4 +283,3 @@ fn assembled(resource: &Resource, metadata: &Value, items: &[Versioned]) -> Resp
     out.put_slice(b"]}\n");
     respond::bytes(200, "application/json", out.freeze())
 }
-

@@ -30,8 +30,9 @@ const KEPT: &[&str] = &[
 
 /// `metadata` of `object`, made if there is none.
 pub(crate) fn of_mut(object: &mut Value) -> Result<&mut Map<String, Value>, Status> {
-    let map =
-        object.as_object_mut().ok_or_else(|| Status::bad_request("the body of the request is not an object"))?;
+    let map = object
+        .as_object_mut()
+        .ok_or_else(|| Status::bad_request("the body of the request is not an object"))?;
     let metadata = map.entry("metadata").or_insert_with(|| Value::Object(Map::new()));
     if metadata.is_null() {
         *metadata = Value::Object(Map::new());

@@ -76,7 +76,8 @@ pub(crate) async fn handle(mut call: Call, body: Body) -> Result<Response, Statu
         return sub::binding::create_by_body(&call, body).await;
     }
     let RequestInfo { group, version, resource, .. } = &call.info;
-    let resource = call.server.registry.get(group, version, resource).cloned().ok_or_else(Status::no_resource)?;
+    let resource =
+        call.server.registry.get(group, version, resource).cloned().ok_or_else(Status::no_resource)?;
     check_scope(&call.info, &resource)?;
     if !call.info.subresource.is_empty() && call.info.verb != "watch" {
         return sub::handle(&call, &resource, body).await;

@@ -51,8 +51,8 @@ impl Patch {
         if !ACCEPTED.split(", ").any(|accepted| accepted == kind) {
             return Err(Status::unsupported_media_type(ACCEPTED));
         }
-        let document = json::parse(bytes)
-            .map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
+        let document =
+            json::parse(bytes).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))?;
         let patch = match kind.as_str() {
             "application/json-patch+json" => Self::Json(operations(document.value)?),
             _ if !document.value.is_object() => {
@@ -124,7 +124,8 @@ fn apply_operations(
 /// Upstream's generic 422 with the real cause among the causes.
 fn rejected(gr: GroupResource<'_>, why: &str) -> Status {
     let message = "the server rejected our request due to an error in our request";
-    let mut status = Status::new(422, "Invalid", format!("{message}: the JSON patch cannot be applied: {why}"));
+    let mut status =
+        Status::new(422, "Invalid", format!("{message}: the JSON patch cannot be applied: {why}"));
     status.details = Some(ketch_api::status::Details {
         group: gr.group.to_owned(),
         kind: gr.resource.to_owned(),

@@ -143,7 +143,8 @@ fn timeout(call: &Call) -> Result<Duration, Status> {
         _ => {
             // Spread, so that the watches of a restarted fleet do not end together for ever after.
             let mut bytes = [0_u8; 2];
-            getrandom::fill(&mut bytes).map_err(|e| Status::internal(format!("reading random bytes: {e}")))?;
+            getrandom::fill(&mut bytes)
+                .map_err(|e| Status::internal(format!("reading random bytes: {e}")))?;
             let spread = u64::from(u16::from_le_bytes(bytes)) * LIFE / u64::from(u16::MAX);
             Ok(Duration::from_secs(LIFE + spread))
         }
@@ -205,7 +206,10 @@ enum Shape {
     Object,
     Metadata(MetaVersion),
     /// `header`: the columns have not been sent yet.
-    Table { style: Style, header: bool },
+    Table {
+        style: Style,
+        header: bool,
+    },
 }
 
 struct Watcher {
@@ -259,7 +263,8 @@ impl Watcher {
                 Err(status) => return self.fail(out, &status),
             }
         }
-        if self.initial.is_empty() && (out.is_empty() || self.batch > 1)
+        if self.initial.is_empty()
+            && (out.is_empty() || self.batch > 1)
             && let Some(revision) = self.end_bookmark.take()
         {
             self.seen = revision;

@@ -198,7 +198,8 @@ impl Write {
         check_names(new, meta::text(old, "namespace"), name)?;
         let (uid, old_uid) = (meta::text(new, "uid"), meta::text(old, "uid"));
         if !uid.is_empty() && uid != old_uid {
-            let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
+            let why =
+                format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}");
             return Err(Status::conflict(gr, name, why));
         }
         match meta::text(new, "resourceVersion") {
@@ -207,7 +208,8 @@ impl Write {
             version if version == current.revision.to_string() => Ok(()),
             version if version.parse::<u64>().is_ok() => Err(Status::stale(gr, name)),
             version => {
-                let error = FieldError::invalid("metadata.resourceVersion", version, "must be a whole number");
+                let error =
+                    FieldError::invalid("metadata.resourceVersion", version, "must be a whole number");
                 self.refuse(new, &[error])
             }
         }

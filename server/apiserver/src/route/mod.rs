@@ -10,8 +10,7 @@ use ketch_api::{Status, request::RequestInfo};
 
 use crate::{
     auth::{Attributes, Decision, User},
-    discovery, health,
-    respond,
+    discovery, health, respond,
     rest::{self, Call},
     server::ApiServer,
 };
@@ -31,7 +30,9 @@ pub(crate) async fn serve(server: Arc<ApiServer>, request: Request) -> Response 
         Ok(Err(status)) => respond::failure(&status),
         Err(_) => {
             tracing::error!(%method, path, "a request handler panicked");
-            respond::failure(&Status::internal("the request could not be served because of a fault in the server"))
+            respond::failure(&Status::internal(
+                "the request could not be served because of a fault in the server",
+            ))
         }
     };
     respond::finish(&mut response, method == Method::HEAD);
@@ -67,7 +68,8 @@ async fn answer(server: Arc<ApiServer>, mut parts: Parts, body: Body) -> Result<
 /// Whether the request lasts as long as its client wants.
 fn streams(parts: &Parts, info: &RequestInfo) -> bool {
     info.verb == "watch"
-        || (info.is_resource && matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy"))
+        || (info.is_resource
+            && matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy"))
         || parts.headers.contains_key(UPGRADE)
 }
 
@@ -105,7 +107,11 @@ fn refusal(user: &User, a: &Attributes, reason: &str) -> Status {
     let tail = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     if !a.is_resource {
         let gr = ketch_api::status::GroupResource { group: "", resource: "" };
-        return Status::forbidden(gr, "", format!("User \"{name}\" cannot {} path \"{}\"{tail}", a.verb, a.path));
+        return Status::forbidden(
+            gr,
+            "",
+            format!("User \"{name}\" cannot {} path \"{}\"{tail}", a.verb, a.path),
+        );
     }
     let resource = match a.subresource.as_str() {
         "" => a.resource.clone(),

@@ -32,7 +32,9 @@ impl Query {
         self.get(key)
             .map(|value| {
                 value.parse().map_err(|_| {
-                    Status::bad_request(format!("strconv.ParseInt: parsing \"{value}\": invalid syntax ({key})"))
+                    Status::bad_request(format!(
+                        "strconv.ParseInt: parsing \"{value}\": invalid syntax ({key})"
+                    ))
                 })
             })
             .transpose()

@@ -34,7 +34,11 @@ impl FieldValidation {
                 "meta.k8s.io",
                 "CreateOptions",
                 "",
-                &[ketch_api::FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"])],
+                &[ketch_api::FieldError::not_supported(
+                    "fieldValidation",
+                    other,
+                    &["Ignore", "Strict", "Warn"],
+                )],
             )),
         }
     }
@@ -78,15 +82,14 @@ pub(crate) fn parse(media: Media, bytes: &[u8]) -> Result<json::Parsed, Status> 
     match media {
         Media::Json => json::parse(bytes).map_err(|e| Status::bad_request(malformed(bytes, &e))),
         Media::Yaml => yaml::parse(bytes),
-        Media::Protobuf => {
-            Err(Status::unsupported_media_type("application/json, application/yaml"))
-        }
+        Media::Protobuf => Err(Status::unsupported_media_type("application/json, application/yaml")),
     }
 }
 
 fn malformed(bytes: &[u8], error: &serde_json::Error) -> String {
     if bytes.is_empty() {
-        return "the body of the request is empty: an object in JSON, YAML or protobuf is expected".to_owned();
+        return "the body of the request is empty: an object in JSON, YAML or protobuf is expected"
+            .to_owned();
     }
     format!("couldn't get version/kind; json parse error: {error}")
 }

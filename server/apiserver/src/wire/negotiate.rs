@@ -90,18 +90,21 @@ pub(crate) fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
 fn clause(text: &str) -> Clause<'_> {
     let mut parts = text.split(';').map(str::trim);
     let media = parts.next().unwrap_or_default();
-    let parameters =
-        parts.filter_map(|part| part.split_once('=')).map(|(key, value)| (key.trim(), value.trim().trim_matches('"')));
+    let parameters = parts
+        .filter_map(|part| part.split_once('='))
+        .map(|(key, value)| (key.trim(), value.trim().trim_matches('"')));
     let parameters = parameters.collect::<Vec<_>>();
-    let quality = parameters.iter().find(|(key, _)| *key == "q").and_then(|(_, q)| q.parse().ok()).unwrap_or(1.0);
+    let quality =
+        parameters.iter().find(|(key, _)| *key == "q").and_then(|(_, q)| q.parse().ok()).unwrap_or(1.0);
     Clause { media, parameters, quality }
 }
 
 /// Picks the first clause the server can honour. `forms` tells whether transforms are possible here.
 pub(crate) fn negotiate(headers: &HeaderMap, forms: bool) -> Result<Accepted, Status> {
-    clauses(headers).iter().find_map(|clause| accept(clause, forms)).ok_or_else(|| {
-        Status::not_acceptable("application/json, application/yaml")
-    })
+    clauses(headers)
+        .iter()
+        .find_map(|clause| accept(clause, forms))
+        .ok_or_else(|| Status::not_acceptable("application/json, application/yaml"))
 }
 
 fn accept(clause: &Clause<'_>, forms: bool) -> Option<Accepted> {
@@ -142,7 +145,10 @@ mod tests {
         let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,\
                         application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
         assert_eq!(with(metadata).unwrap().form, Form::Metadata(MetaVersion::V1));
-        assert_eq!(with("application/vnd.kubernetes.protobuf,application/json").unwrap(), Accepted::default());
+        assert_eq!(
+            with("application/vnd.kubernetes.protobuf,application/json").unwrap(),
+            Accepted::default()
+        );
         assert_eq!(with("application/json;q=0.5, application/yaml").unwrap().encoding, Encoding::Yaml);
         assert_eq!(with("*/*").unwrap(), Accepted::default());
         assert_eq!(negotiate(&HeaderMap::new(), true).unwrap(), Accepted::default());

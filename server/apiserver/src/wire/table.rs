@@ -26,7 +26,11 @@ impl Include {
                 "meta.k8s.io",
                 "TableOptions",
                 "",
-                &[ketch_api::FieldError::not_supported("includeObject", other, &["Metadata", "None", "Object"])],
+                &[ketch_api::FieldError::not_supported(
+                    "includeObject",
+                    other,
+                    &["Metadata", "None", "Object"],
+                )],
             )),
         }
     }

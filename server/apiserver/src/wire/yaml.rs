@@ -24,7 +24,10 @@ fn duplicate_key(error: &serde_saphyr::Error) -> String {
     }
 }
 
-fn from_slice(bytes: &[u8], duplicates: serde_saphyr::DuplicateKeyPolicy) -> Result<Value, serde_saphyr::Error> {
+fn from_slice(
+    bytes: &[u8],
+    duplicates: serde_saphyr::DuplicateKeyPolicy,
+) -> Result<Value, serde_saphyr::Error> {
     let options = serde_saphyr::options! {
         budget: budget(),
         duplicate_keys: duplicates,

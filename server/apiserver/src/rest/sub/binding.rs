@@ -50,7 +50,9 @@ async fn read(call: &Call, payload: Body) -> Result<Value, Status> {
 
 async fn bind(call: &Call, pods: &Arc<Resource>, name: &str, binding: Value) -> Result<Response, Status> {
     check_names(&binding, &call.info.namespace, name)?;
-    let target = |field: &str| binding.pointer(&format!("/target/{field}")).and_then(Value::as_str).unwrap_or_default();
+    let target = |field: &str| {
+        binding.pointer(&format!("/target/{field}")).and_then(Value::as_str).unwrap_or_default()
+    };
     if !matches!(target("kind"), "" | "Node") || target("name").is_empty() {
         let error = match target("name") {
             "" => ketch_api::FieldError::required("target.name", ""),
@@ -74,7 +76,11 @@ async fn bind(call: &Call, pods: &Arc<Resource>, name: &str, binding: Value) -> 
     };
     let key = pods.key(&call.info.namespace, name);
     transact(&call.server.storage, &key, write.request.dry_run, decide).await?;
-    answer::value(call, 201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
+    answer::value(
+        call,
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+    )
 }
 
 /// The binding's preconditions, as an object: its uid and resourceVersion are those of the pod it means.

@@ -28,5 +28,9 @@ pub(crate) async fn create(call: &Call, resource: &Arc<Resource>, payload: Body)
     let mut write = call.write(resource, Operation::Delete)?;
     write.request.dry_run |= options.dry_run();
     delete::remove(&call.server, &write, options).await?;
-    answer::value(call, 201, &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
+    answer::value(
+        call,
+        201,
+        &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+    )
 }

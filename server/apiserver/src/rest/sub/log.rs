@@ -52,7 +52,8 @@ pub(crate) async fn get(call: &Call, resource: &Arc<Resource>) -> Result<Respons
 
 fn request(call: &Call, pod: &str, container: &str) -> Result<Request<Body>, Status> {
     let escape = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
-    let passed = PASSED.iter().filter_map(|key| call.query.get(key).map(|value| format!("{key}={}", escape(value))));
+    let passed =
+        PASSED.iter().filter_map(|key| call.query.get(key).map(|value| format!("{key}={}", escape(value))));
     let path = ["containerLogs", &call.info.namespace, pod, container].map(escape).join("/");
     let query = passed.collect::<Vec<_>>().join("&");
     let uri = format!("/{path}{}{query}", if query.is_empty() { "" } else { "?" });
@@ -121,7 +122,8 @@ fn container(pod: &Value, name: &str, wanted: Option<&str>) -> Result<String, St
         };
     }
     let marked = pod.pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container");
-    if let Some(marked) = marked.and_then(Value::as_str).filter(|marked| own.iter().any(|one| one == marked)) {
+    if let Some(marked) = marked.and_then(Value::as_str).filter(|marked| own.iter().any(|one| one == marked))
+    {
         return Ok(marked.to_owned());
     }
     match own.as_slice() {

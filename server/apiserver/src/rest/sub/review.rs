@@ -62,7 +62,6 @@ pub(crate) async fn create(call: &Call, review: Review, payload: Body) -> Result
     let mut parsed = body::parse(media, &body::read(payload).await?)?;
     body::check_type(&mut parsed.value, &format!("{}/v1", review.group), review.kind)?;
     let (namespace, name) = (&call.info.namespace, &call.info.name);
-    let answer =
-        reviews.create(&call.user, review.group, review.kind, namespace, name, parsed.value).await?;
+    let answer = reviews.create(&call.user, review.group, review.kind, namespace, name, parsed.value).await?;
     answer::value(call, 201, &answer)
 }

@@ -4,10 +4,8 @@ use std::sync::Arc;
 
 use axum::{body::Body, response::Response};
 use ketch_api::{
-    Descriptor, FieldError, Status,
-    k8s::apimachinery::pkg::apis::meta::v1::LabelSelector,
-    selector::Selector,
-    strategy::Scale,
+    Descriptor, FieldError, Status, k8s::apimachinery::pkg::apis::meta::v1::LabelSelector,
+    selector::Selector, strategy::Scale,
 };
 use ketch_store::Versioned;
 use serde_json::{Value, json};
@@ -66,7 +64,12 @@ async fn get(call: &Call, resource: &Resource, scale: Scale) -> Result<Response,
     answer::value(call, 200, &view(&stored::decode(&object)?, scale)?)
 }
 
-async fn set(call: &Call, resource: &Arc<Resource>, scale: Scale, change: Change) -> Result<Response, Status> {
+async fn set(
+    call: &Call,
+    resource: &Arc<Resource>,
+    scale: Scale,
+    change: Change,
+) -> Result<Response, Status> {
     call.accepted()?;
     let write = call.write(resource, Operation::Update)?;
     write.review(None).await?;
