@@ -1,6 +1,7 @@
 //! Side-by-side measurements against peers, as a table in Markdown.
 //!
-//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `idle`. Rounds
+//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `idle`,
+//! `store`. Rounds
 //! are interleaved with the peer's and medians are printed, so that a busy machine hurts both sides alike.
 //! Every number is from a real process of a release build, reached the way users reach it.
 
@@ -17,6 +18,7 @@ mod http;
 mod idle;
 mod pods;
 mod statistics;
+mod store;
 
 use anyhow::{Result, bail};
 
@@ -26,7 +28,7 @@ pub(crate) const ROUNDS: usize = 5;
 type Measurement = (&'static str, fn() -> Result<Vec<Row>>);
 
 const MEASUREMENTS: &[Measurement] =
-    &[("http", http::run), ("pods", pods::run), ("density", density::run), ("idle", idle::run)];
+    &[("http", http::run), ("pods", pods::run), ("density", density::run), ("idle", idle::run), ("store", store::run)];
 
 /// One line of the table.
 pub(crate) struct Row {
