@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use ketch_runtime::Body;
 
@@ -74,6 +74,7 @@ impl http_body::Body for Attempt {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Body as _;
     use http_body_util::Full;
 
     use super::*;
