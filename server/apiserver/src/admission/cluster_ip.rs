@@ -72,7 +72,7 @@ impl ServiceCidr {
     /// Where automatic addresses begin, so that explicit ones have a band of their own
     /// (KEP-3070: `min(max(16, size/16), 256)`).
     fn automatic_from(self) -> u32 {
-        (self.size() / 16).max(16).min(256).min(self.size() / 2)
+        (self.size() / 16).clamp(16, 256).min(self.size() / 2)
     }
 }
 

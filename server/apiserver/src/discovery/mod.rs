@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     respond,
     server::ApiServer,
-    wire::{negotiate, yaml},
+    wire::{negotiate, set, yaml},
 };
 
 mod resources;
@@ -117,8 +117,8 @@ fn group_entry(server: &ApiServer, group: &str, typed: bool) -> Option<Value> {
         .collect::<Vec<_>>();
     let mut entry = json!({"name": group, "versions": versions, "preferredVersion": versions.first()});
     if typed {
-        entry["kind"] = "APIGroup".into();
-        entry["apiVersion"] = "v1".into();
+        set(&mut entry, "kind", "APIGroup");
+        set(&mut entry, "apiVersion", "v1");
     }
     Some(entry)
 }

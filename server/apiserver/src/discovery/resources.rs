@@ -4,7 +4,7 @@ use ketch_api::Descriptor;
 use serde_json::{Value, json};
 
 use super::{VERBS, storage_version_hash};
-use crate::{rest::sub::review, server::ApiServer};
+use crate::{rest::sub::review, server::ApiServer, wire::set};
 
 /// A kind by its names.
 #[derive(Clone, Copy, Debug)]
@@ -118,14 +118,14 @@ impl Entry {
             "kind": self.kind, "verbs": self.verbs});
         self.extras(&mut value);
         if !self.hash.is_empty() {
-            value["storageVersionHash"] = self.hash.as_str().into();
+            set(&mut value, "storageVersionHash", self.hash.as_str());
         }
         let subs = self.subs.iter().map(|sub| {
             let mut value = json!({"name": format!("{}/{}", self.plural, sub.name), "singularName": "",
                 "namespaced": self.namespaced, "kind": sub.kind.kind, "verbs": sub.verbs});
             if (sub.kind.group, sub.kind.version) != (self.group, self.version) {
-                value["group"] = sub.kind.group.into();
-                value["version"] = sub.kind.version.into();
+                set(&mut value, "group", sub.kind.group);
+                set(&mut value, "version", sub.kind.version);
             }
             value
         });
@@ -144,7 +144,7 @@ impl Entry {
             let subs = self.subs.iter().map(|sub| {
                 json!({"subresource": sub.name, "responseKind": response(sub.kind), "verbs": sub.verbs})
             });
-            value["subresources"] = subs.collect::<Vec<_>>().into();
+            set(&mut value, "subresources", subs.collect::<Vec<_>>());
         }
         value
     }
@@ -152,7 +152,7 @@ impl Entry {
     fn extras(&self, value: &mut Value) {
         for (key, list) in [("shortNames", self.short_names), ("categories", self.categories)] {
             if !list.is_empty() {
-                value[key] = list.to_vec().into();
+                set(value, key, list.to_vec());
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     server::ApiServer,
     wire::{
         negotiate::{Accepted, Form},
-        stored, table,
+        set, stored, table,
     },
 };
 
@@ -72,7 +72,7 @@ fn expired(call: &Call, status: &Status) -> Response {
     let message = match token {
         Some(token) => {
             let fresh = PageToken::new(-1, &token.after).encode();
-            value["metadata"] = json!({"continue": fresh});
+            set(&mut value, "metadata", json!({"continue": fresh}));
             "The provided continue parameter is too old to display a consistent list result. You can start a \
              new list without the continue parameter, or use the continue token in this response to retrieve \
              the remainder of the results. Continuing with the provided token results in an inconsistent list \
@@ -81,7 +81,7 @@ fn expired(call: &Call, status: &Status) -> Response {
         }
         None => "The resourceVersion for the provided list is too old.",
     };
-    value["message"] = message.into();
+    set(&mut value, "message", message);
     respond::json(410, &value)
 }
 
@@ -253,10 +253,10 @@ pub(crate) fn answer(call: &Call, resource: &Resource, selected: Selected) -> Re
 fn metadata_of(selected: &Selected) -> Value {
     let mut metadata = json!({"resourceVersion": selected.revision.to_string()});
     if let Some(token) = &selected.token {
-        metadata["continue"] = token.as_str().into();
+        set(&mut metadata, "continue", token.as_str());
     }
     if let Some(remaining) = selected.remaining.filter(|remaining| *remaining > 0) {
-        metadata["remainingItemCount"] = remaining.into();
+        set(&mut metadata, "remainingItemCount", remaining);
     }
     metadata
 }

@@ -33,7 +33,7 @@ use crate::{
     respond,
     wire::{
         negotiate::{Encoding, Form, MetaVersion},
-        stored,
+        set, stored,
         table::{self, Style},
     },
 };
@@ -360,7 +360,7 @@ impl Watcher {
         let descriptor = self.resource.descriptor();
         let mut metadata = json!({"resourceVersion": self.seen.to_string(), "creationTimestamp": null});
         if initial_end {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+            set(&mut metadata, "annotations", json!({"k8s.io/initial-events-end": "true"}));
         }
         let object = match self.form {
             Shape::Object => {
@@ -375,7 +375,7 @@ impl Watcher {
                 // Upstream's clients look for the annotation on the row's object.
                 let partial = json!({"kind": "PartialObjectMetadata",
                     "apiVersion": style.version.api_version(), "metadata": metadata});
-                empty["rows"] = json!([{"cells": [], "object": partial}]);
+                set(&mut empty, "rows", json!([{"cells": [], "object": partial}]));
                 empty
             }
         };

@@ -50,8 +50,8 @@ mod tests {
         let limiter = Limiter::new(limits);
         let turn = limiter.turn(false).await.unwrap();
         assert_eq!(limiter.turn(false).await.unwrap_err().code, 429);
-        limiter.turn(true).await.unwrap();
+        let _write = limiter.turn(true).await.unwrap();
         drop(turn);
-        limiter.turn(false).await.unwrap();
+        let _read = limiter.turn(false).await.unwrap();
     }
 }

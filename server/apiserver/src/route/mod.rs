@@ -15,6 +15,7 @@ use crate::{
     server::ApiServer,
 };
 
+mod audit;
 pub(crate) mod limits;
 pub(crate) mod query;
 
@@ -46,8 +47,24 @@ async fn answer(server: Arc<ApiServer>, mut parts: Parts, body: Body) -> Result<
         return Err(Status::new(405, "MethodNotAllowed", message));
     }
     let user = identify(&server, &parts).await?;
-    permit(&server, &user, &info)?;
+    let entry = audit::Entry::new(&user, &info);
     parts.extensions.insert(user.clone());
+    let result = permitted(server, parts, body, info, user).await;
+    match &result {
+        Ok(response) => entry.end(response.status().as_u16(), ""),
+        Err(status) => entry.end(status.code, &status.reason),
+    }
+    result
+}
+
+async fn permitted(
+    server: Arc<ApiServer>,
+    parts: Parts,
+    body: Body,
+    info: RequestInfo,
+    user: User,
+) -> Result<Response, Status> {
+    permit(&server, &user, &info)?;
     if streams(&parts, &info) {
         return dispatch(server, parts, body, info, user).await;
     }

@@ -30,7 +30,8 @@ async fn propagation_becomes_finalizers() {
     for (policy, wanted, code) in [("Foreground", "foregroundDeletion", 202), ("Orphan", "orphan", 200)] {
         harness.config_map("a", json!({})).await;
         let one = format!("{CONFIG_MAPS}/a");
-        let body = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": policy}).to_string();
+        let body =
+            json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": policy}).to_string();
         let marked = harness.send("DELETE", &one, &[], &body).await.expect(code);
         assert_eq!(marked["metadata"]["finalizers"], json!([wanted]));
         let done = json!({"metadata": {"finalizers": null}});

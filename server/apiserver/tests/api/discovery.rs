@@ -30,7 +30,10 @@ async fn every_kind_is_found_by_walking() {
             group => {
                 let groups = groups["groups"].as_array().unwrap();
                 let found = groups.iter().find(|g| g["name"] == group).expect(group);
-                assert_eq!(&harness.get(&format!("/apis/{group}")).await.expect(200)["versions"], &found["versions"]);
+                assert_eq!(
+                    &harness.get(&format!("/apis/{group}")).await.expect(200)["versions"],
+                    &found["versions"]
+                );
                 format!("/apis/{}", found["preferredVersion"]["groupVersion"].as_str().unwrap())
             }
         };
@@ -64,17 +67,26 @@ async fn the_aggregated_form_is_cached() {
     let harness = Harness::new().await;
     for version in ["v2", "v2beta1"] {
         let accept = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-        let answer = harness.send("GET", "/apis", &[("accept", &format!("{accept},application/json"))], "").await;
+        let answer =
+            harness.send("GET", "/apis", &[("accept", &format!("{accept},application/json"))], "").await;
         assert_eq!(answer.headers["content-type"], accept.as_str());
-        assert_eq!((&answer.headers["vary"], &answer.headers["cache-control"]), (&"Accept".parse().unwrap(), &"public".parse().unwrap()));
+        assert_eq!(
+            (&answer.headers["vary"], &answer.headers["cache-control"]),
+            (&"Accept".parse().unwrap(), &"public".parse().unwrap())
+        );
         let value = answer.expect(200);
         assert_eq!(value["apiVersion"], format!("apidiscovery.k8s.io/{version}"));
-        let apps = value["items"].as_array().unwrap().iter().find(|g| g["metadata"]["name"] == "apps").unwrap();
+        let apps =
+            value["items"].as_array().unwrap().iter().find(|g| g["metadata"]["name"] == "apps").unwrap();
         let resources = apps["versions"][0]["resources"].as_array().unwrap();
         let deployments = resources.iter().find(|r| r["resource"] == "deployments").unwrap();
         assert_eq!(deployments["scope"], "Namespaced");
-        assert_eq!(deployments["responseKind"], json!({"group": "apps", "version": "v1", "kind": "Deployment"}));
-        let scale = deployments["subresources"].as_array().unwrap().iter().find(|s| s["subresource"] == "scale");
+        assert_eq!(
+            deployments["responseKind"],
+            json!({"group": "apps", "version": "v1", "kind": "Deployment"})
+        );
+        let scale =
+            deployments["subresources"].as_array().unwrap().iter().find(|s| s["subresource"] == "scale");
         assert_eq!(scale.unwrap()["responseKind"]["group"], "autoscaling");
 
         let etag = answer.headers["etag"].to_str().unwrap();

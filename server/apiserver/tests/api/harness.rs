@@ -25,7 +25,9 @@ pub(crate) struct ByToken;
 impl Authenticator for ByToken {
     async fn authenticate(&self, parts: &Parts) -> Result<Option<User>, Status> {
         let header = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        Ok(header.and_then(|text| text.strip_prefix("Bearer ")).map(|name| User::new(name, &["system:masters"])))
+        Ok(header
+            .and_then(|text| text.strip_prefix("Bearer "))
+            .map(|name| User::new(name, &["system:masters"])))
     }
 }
 
@@ -175,7 +177,8 @@ impl Events {
     /// Type and name of the next event's object.
     pub(crate) async fn next_of(&mut self) -> (String, String) {
         let event = self.next().await.expect("an event");
-        let text = |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let text =
+            |pointer: &str| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         (text("/type"), text("/object/metadata/name"))
     }
 }

@@ -69,7 +69,10 @@ async fn revisions_are_honoured() {
     assert_eq!((names(&list), version(&list)), (vec!["a"], old.as_str()));
     let newer = format!("{CONFIG_MAPS}?resourceVersion={old}&resourceVersionMatch=NotOlderThan");
     assert_eq!(names(&harness.get(&newer).await.expect(200)), ["a", "b"]);
-    assert_eq!(names(&harness.get(&format!("{CONFIG_MAPS}?resourceVersion=0")).await.expect(200)), ["a", "b"]);
+    assert_eq!(
+        names(&harness.get(&format!("{CONFIG_MAPS}?resourceVersion=0")).await.expect(200)),
+        ["a", "b"]
+    );
     for (query, part) in [
         ("resourceVersionMatch=Exact", "forbidden unless resourceVersion is provided"),
         ("resourceVersionMatch=Exact&resourceVersion=0", "forbidden for resourceVersion \"0\""),

@@ -9,9 +9,8 @@ pub(crate) fn sample(descriptor: &Descriptor) -> Value {
         "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let selector = json!({"matchLabels": {"app": "a"}});
     let workload = json!({"spec": {"replicas": 1, "selector": selector, "template": template}});
-    let role_ref = |kind: &str| {
-        json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": "r"}})
-    };
+    let role_ref =
+        |kind: &str| json!({"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": "r"}});
     match (descriptor.group, descriptor.plural) {
         ("", "pods") => json!({"spec": {"containers": [{"name": "c", "image": "i"}]}}),
         ("", "services") => json!({"spec": {"ports": [{"port": 80}], "selector": {"app": "a"}}}),

@@ -89,7 +89,10 @@ impl NodeConnector for Echo {
     async fn request(&self, node: &str, request: Request<Body>) -> Result<Response<Body>, Status> {
         if request.uri().query() == Some("previous=true") {
             let status = Status::bad_request("previous terminated container \"c\" not found");
-            return Ok(Response::builder().status(400).body(Body::from(status.to_json().to_string())).unwrap());
+            return Ok(Response::builder()
+                .status(400)
+                .body(Body::from(status.to_json().to_string()))
+                .unwrap());
         }
         Ok(Response::new(Body::from(format!("{node} {}\n", request.uri()))))
     }

@@ -21,7 +21,7 @@ use crate::{
     },
     wire::{
         body::{self, FieldValidation},
-        stored,
+        set, stored,
     },
 };
 
@@ -47,11 +47,11 @@ pub(crate) async fn handle(
             let media = body::media(&call.parts.headers)?;
             let mut parsed = body::parse(media, &body::read(payload).await?)?;
             body::check_type(&mut parsed.value, "autoscaling/v1", "Scale")?;
-            set(call, resource, scale, Change::Replace(parsed.value)).await
+            resize(call, resource, scale, Change::Replace(parsed.value)).await
         }
         "patch" => {
             let Parsed { patch, .. } = Patch::parse(&call.parts.headers, &body::read(payload).await?)?;
-            set(call, resource, scale, Change::Patch(patch)).await
+            resize(call, resource, scale, Change::Patch(patch)).await
         }
         other => Err(Status::method_not_allowed(resource.group_resource(), other)),
     }
@@ -64,7 +64,7 @@ async fn get(call: &Call, resource: &Resource, scale: Scale) -> Result<Response,
     answer::value(call, 200, &view(&stored::decode(&object)?, scale)?)
 }
 
-async fn set(
+async fn resize(
     call: &Call,
     resource: &Arc<Resource>,
     scale: Scale,
@@ -130,7 +130,7 @@ fn view(object: &Value, scale: Scale) -> Result<Value, Status> {
     let metadata = Value::Object(kept.collect());
     let mut status = json!({"replicas": number(scale.status)});
     if let Some(selector) = object.pointer(scale.selector) {
-        status["selector"] = selector_text(selector)?.into();
+        set(&mut status, "selector", selector_text(selector)?);
     }
     Ok(json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
         "spec": {"replicas": number(scale.spec)}, "status": status}))
