@@ -10,4 +10,5 @@
     reason = "a test fails by panicking and says what it sees"
 )]
 
+mod cluster;
 mod process;
