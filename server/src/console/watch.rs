@@ -32,6 +32,9 @@ struct Command {
     id: u64,
     #[serde(default)]
     path: String,
+    /// The request's `Accept`: a table is watched as a table.
+    #[serde(default)]
+    accept: String,
     #[serde(default)]
     cancel: bool,
 }
@@ -91,6 +94,11 @@ async fn follow(
     let mut request = Request::get(&command.path)
         .body(Body::empty())
         .map_err(|_| ketch_api::Status::bad_request("the path is not a URL path").to_json())?;
+    if let Ok(accept) = command.accept.parse()
+        && !command.accept.is_empty()
+    {
+        request.headers_mut().insert(http::header::ACCEPT, accept);
+    }
     *request.extensions_mut() = identity;
     let Ok(response) = api.oneshot(request).await;
     let failed = !response.status().is_success();

@@ -207,7 +207,10 @@ pub fn to_yaml(object: &Value) -> String {
 }
 
 fn yaml(value: &Value) -> String {
-    serde_saphyr::to_string(value).unwrap_or_else(|e| format!("# cannot be shown as YAML: {e}\n"))
+    // Long lines stay whole: a folded image reference is hard to read and to copy.
+    let mut options = serde_saphyr::SerializerOptions::default();
+    options.folded_wrap_chars = 100_000;
+    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|e| format!("# cannot be shown as YAML: {e}\n"))
 }
 
 /// The objects of a manifest, YAML (several documents) or JSON; `List` kinds are taken apart.
@@ -309,12 +312,14 @@ mod tests {
 
     #[test]
     fn yaml_round_trips_with_identity_first() {
-        let mut object = draft().function();
+        let long = image("default", "hello", &format!("sha256:{}", "ab".repeat(32)));
+        let mut object = Draft { image: long, ..draft() }.function();
         object["metadata"]["managedFields"] = json!([{"manager": "x"}]);
         object["metadata"]["annotations"] = json!({"note": "yes", "version": "1.0", "time": "12:30", "multi": "a\nb: c\n"});
         let text = to_yaml(&object);
         assert!(text.starts_with("apiVersion: ketch.dev/v1\nkind: Function\n"), "{text}");
         assert!(!text.contains("managedFields"));
+        assert!(text.contains(&format!("image: ketch.local/default/hello@sha256:{}", "ab".repeat(32))), "{text}");
         let back = parse(&text).unwrap();
         assert_eq!(back[0]["metadata"]["annotations"], object["metadata"]["annotations"], "{text}");
         assert_eq!(back[0]["spec"], object["spec"]);

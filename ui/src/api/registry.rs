@@ -21,6 +21,8 @@ pub(crate) struct Blob {
     pub bytes: Uint8Array,
     /// `sha256:…` of the bytes.
     pub digest: String,
+    /// Repository that may have it already; often the same.
+    pub known_in: String,
 }
 
 /// An upload that was begun: where it goes on. Kept when a connection breaks.
@@ -32,30 +34,9 @@ pub(crate) struct Progress {
     pub sent: u64,
 }
 
-/// Whether the repository already has the blob.
-pub(crate) async fn has(repository: &str, digest: &str) -> Result<bool> {
-    let response = send_any(request(Method::HEAD, &format!("/v2/{repository}/blobs/{digest}")), None).await?;
-    match response.status() {
-        200..=299 => Ok(true),
-        404 => Ok(false),
-        _ => Err(failure(response).await),
-    }
-}
-
-/// Takes a blob over from another repository without sending it; `false` when the registry will not.
-pub(crate) async fn mount(repository: &str, digest: &str, from: &str) -> Result<bool> {
-    let path = format!("/v2/{repository}/blobs/uploads/?mount={digest}&from={from}");
-    Ok(send(request(Method::POST, &path), None).await?.status() == 201)
-}
-
-/// Pushes a blob, going on where `progress` stands; `report` hears of every piece. After an error the
-/// progress is still good for another call.
+/// Pushes a blob, going on where `progress` stands; `report` hears of every piece. What the registry has
+/// already is not sent. After an error the progress is still good for another call.
 pub(crate) async fn push(blob: &Blob, progress: &mut Progress, report: impl Fn(u64)) -> Result<()> {
-    if has(&blob.repository, &blob.digest).await? {
-        progress.sent = u64::from(blob.bytes.length());
-        report(progress.sent);
-        return Ok(());
-    }
     let mut failures = 0;
     loop {
         match attempt(blob, progress, &report).await {
@@ -70,8 +51,13 @@ pub(crate) async fn push(blob: &Blob, progress: &mut Progress, report: impl Fn(u
 
 async fn attempt(blob: &Blob, progress: &mut Progress, report: &impl Fn(u64)) -> Result<()> {
     if progress.location.is_empty() || !resume(progress).await? {
-        let path = format!("/v2/{}/blobs/uploads/", blob.repository);
+        // One question instead of a HEAD and a POST: either the blob is there, or a session is open.
+        let path = format!("/v2/{}/blobs/uploads/?mount={}&from={}", blob.repository, blob.digest, blob.known_in);
         let response = send(request(Method::POST, &path), None).await?;
+        if response.status() == 201 {
+            report(u64::from(blob.bytes.length()));
+            return Ok(());
+        }
         *progress = Progress { location: location(&response)?, sent: 0 };
     }
     report(progress.sent);
@@ -133,7 +119,12 @@ pub(crate) async fn tag(repository: &str, inspection: &Inspection, file: &str) -
     let config = upload::config(inspection, &dom::now().to_string()).to_string();
     let config_bytes = Uint8Array::from(config.as_bytes());
     let config_digest = hash(&config_bytes).await?;
-    let blob = Blob { repository: repository.to_owned(), bytes: config_bytes, digest: config_digest.clone() };
+    let blob = Blob {
+        repository: repository.to_owned(),
+        bytes: config_bytes,
+        digest: config_digest.clone(),
+        known_in: repository.to_owned(),
+    };
     push(&blob, &mut Progress::default(), |_| ()).await?;
     let manifest = upload::manifest(inspection, &config_digest, config.len(), file).to_string();
     let digest = hash(&Uint8Array::from(manifest.as_bytes())).await?;

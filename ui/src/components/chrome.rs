@@ -88,7 +88,7 @@ pub(crate) fn SideNav(
     let console = console();
     let path = use_location().pathname;
     Effect::new(move |_| {
-        path.track();
+        path.with(|_| ());
         open.set(false);
     });
     let group = |(title, places): &'static (&'static str, &'static [Place])| {
@@ -196,7 +196,7 @@ fn NamespacePicker() -> impl IntoView {
     view! {
         <label class="namespace">
             <span>"Namespace"</span>
-            <select on:change=choose prop:value=move || { names.track(); console.namespace.get() }>
+            <select on:change=choose prop:value=move || names.with(|_| console.namespace.get())>
                 <option value="" selected=move || console.namespace.with(String::is_empty)>"All namespaces"</option>
                 <For each=move || names.get() key=Clone::clone let:name>
                     <option value=name.clone() selected={let name = name.clone(); move || console.namespace.with(|n| *n == name)}>{name.clone()}</option>

@@ -12,7 +12,7 @@ fn shape(state: State) -> &'static str {
         State::Succeeded => "m2 6.300 2.700 2.700L10 3.300",
         State::ScaledToZero => "M9.800 7.300A4.300 4.300 0 0 1 4.700 2.200a4.300 4.300 0 1 0 5.100 5.100z",
         State::Pending => "M6 2a4 4 0 1 0 0 8 4 4 0 0 0 0-8z",
-        State::Progressing => "M6 2a4 4 0 0 1 4 4",
+        State::Progressing => "M6 2a4 4 0 1 0 0 8 4 4 0 0 0 0-8z",
         State::Degraded => "M6 1.500 11 10.300H1z",
         State::Failed => "M2 2h8v8H2z",
         State::Terminating => "M6 2a4 4 0 1 0 0 8 4 4 0 0 0 0-8zM3.200 8.800l5.600-5.600",

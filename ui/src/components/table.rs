@@ -129,7 +129,7 @@ pub(crate) fn DataTable(
     let mode = Memo::new(move |_| (live.rows.with(|r| r.is_loaded()), total() == 0, live.error.with(Option::is_some)));
     view! {
         <FilterBar filter=filter count=Signal::derive(count) />
-        {move || { mode.track(); untrack(body) }}
+        {move || mode.with(|_| untrack(body))}
     }
 }
 

@@ -220,7 +220,8 @@ impl Work {
         self.stage.set(Stage::Upload);
         self.phase.set(Phase::Hashing);
         let digest = registry::hash(&bytes).await?;
-        self.blob.set_value(Some(Blob { repository: self.repository(), bytes, digest }));
+        let repository = self.repository();
+        self.blob.set_value(Some(Blob { known_in: repository.clone(), repository, bytes, digest }));
         self.send().await;
         Ok(())
     }
@@ -268,11 +269,8 @@ impl Work {
         let repository = self.repository();
         if self.pushed.with_untracked(|(pushed, _)| *pushed != repository) {
             let Some(mut blob) = self.blob.get_value() else { return Err(Error::local("Choose a file first.")) };
-            let from = std::mem::replace(&mut blob.repository, repository.clone());
-            if from != repository
-                && !registry::has(&repository, &blob.digest).await?
-                && !registry::mount(&repository, &blob.digest, &from).await?
-            {
+            if blob.repository != repository {
+                blob.known_in = std::mem::replace(&mut blob.repository, repository.clone());
                 registry::push(&blob, &mut Progress::default(), |_| ()).await?;
             }
             let digest = registry::tag(&repository, inspection, &self.file.get_untracked().0).await?;
@@ -296,7 +294,7 @@ impl Work {
     /// Finds the app of the same name and takes over its settings.
     pub(super) async fn look_up(&self) {
         let (namespace, name) = (self.namespace.get_untracked(), self.name.get_untracked());
-        let found = api::get(&FUNCTIONS.object(&namespace, &name)).await.ok();
+        let found = find(&namespace, &name).await;
         if let Some(function) = &found {
             self.adopt(function);
             if let Some((repository, reference)) = manifest::parse_image(text(function, "/spec/image")) {
@@ -397,14 +395,18 @@ impl Work {
             let collection = ketch_ui_core::resource::PODS.collection(Some(&draft.namespace));
             return api::create(&collection, &object).await.map_err(pod_exists);
         }
-        let made = api::create(&FUNCTIONS.collection(Some(&draft.namespace)), &object).await;
-        match made {
-            Err(error) if error.code == 409 => {
-                api::merge(&FUNCTIONS.object(&draft.namespace, &draft.name), &draft.patch()).await
-            }
-            outcome => outcome,
+        if find(&draft.namespace, &draft.name).await.is_some() {
+            return api::merge(&FUNCTIONS.object(&draft.namespace, &draft.name), &draft.patch()).await;
         }
+        api::create(&FUNCTIONS.collection(Some(&draft.namespace)), &object).await
     }
+}
+
+/// The Function of this name, when there is one.
+async fn find(namespace: &str, name: &str) -> Option<Value> {
+    let selector = api::encode(&format!("metadata.name={name}"));
+    let list = api::get(&format!("{}?fieldSelector={selector}", FUNCTIONS.collection(Some(namespace)))).await.ok()?;
+    items(&list, "/items").first().cloned()
 }
 
 fn pod_exists(error: Error) -> Error {
