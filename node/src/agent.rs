@@ -5,11 +5,13 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    api,
     addresses::AddressBook,
     context::Context,
     events::Recorder,
     host,
     images::PolicyImages,
+    index::Index,
     machine::Host,
     options::{NodeOptions, StartError},
     pods::Pods,
@@ -48,7 +50,9 @@ impl Node {
         let (events, writer) = Recorder::new(options.client.clone(), Arc::clone(&name), stop.clone());
         tasks.spawn(writer);
         let context = Arc::new(Context {
+            name: Arc::clone(&name),
             client: options.client.clone(),
+            index: Index::default(),
             host: Host { ips: options.addresses.iter().map(ToString::to_string).collect() },
             images: PolicyImages::new(Arc::clone(&options.images), root.join("manifests")),
             addresses: AddressBook::new(options.pod_cidr, root.join("addresses.json")),
@@ -67,6 +71,12 @@ impl Node {
         tasks.spawn(Registration::new(options, Arc::clone(&context)).run(stop.clone()));
         tasks.close();
         Ok(Self { context, stop, tasks })
+    }
+
+    /// The node's own API, in the kubelet's shape: `/containerLogs/{namespace}/{pod}/{container}`,
+    /// `/stats/summary`, `/healthz`. Without authentication: for connections that were authenticated.
+    pub fn router(&self) -> axum::Router {
+        api::router(Arc::clone(&self.context))
     }
 
     /// HTTP services of the containers that run here, by address.

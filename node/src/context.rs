@@ -9,6 +9,7 @@ use crate::{
     addresses::AddressBook,
     events::{Note, Recorder},
     images::PolicyImages,
+    index::Index,
     machine::{Failure, Host},
     network::ClusterNetwork,
     options::{ApiAddress, RuntimeEntry},
@@ -18,7 +19,10 @@ use crate::{
 
 /// What all pod workers of a node share.
 pub(crate) struct Context {
+    /// Name of the node.
+    pub(crate) name: Arc<str>,
     pub(crate) client: kube::Client,
+    pub(crate) index: Index,
     pub(crate) host: Host,
     pub(crate) root: PathBuf,
     pub(crate) runtimes: Vec<RuntimeEntry>,

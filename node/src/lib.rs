@@ -6,12 +6,14 @@
 mod actions;
 mod addresses;
 mod agent;
+mod api;
 mod context;
 mod env;
 mod events;
 mod fields;
 mod host;
 mod images;
+mod index;
 mod logs;
 pub mod machine;
 mod network;
@@ -25,6 +27,7 @@ mod worker;
 mod writer;
 
 pub use agent::Node;
+pub use images::{Identity, LocalRegistry, Registries};
 pub use network::{ClusterNetwork, NetworkConfig};
 pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
 pub use services::LocalServices;

@@ -108,6 +108,7 @@ impl Pods {
     fn apply(&mut self, pod: core::Pod) {
         let Some(uid) = pod.metadata.uid.clone() else { return };
         let pod = Arc::new(pod);
+        self.context.index.insert(&pod);
         if let Some(handle) = self.workers.get(&uid) {
             handle.target.send_replace(Target::Pod(pod));
             return;
@@ -131,6 +132,7 @@ impl Pods {
     }
 
     fn gone(&mut self, uid: &str) {
+        self.context.index.remove(uid);
         if let Some(handle) = self.workers.get(uid) {
             handle.target.send_replace(Target::Gone);
         }
@@ -171,9 +173,11 @@ impl Pods {
                 {
                     let _ = handle.seen.send(report);
                 }
+                self.context.index.mark(&id, matches!(status.state, ContainerState::Running { .. }));
                 self.known.insert(id, (index, status));
             }
         }
+        self.context.index.retain(|id| self.known.contains_key(id));
     }
 
     /// Ends what runs for pods that are gone, and removes their files.

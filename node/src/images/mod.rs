@@ -1,5 +1,10 @@
-//! Images: pull policies over an [`ImageSource`].
+//! Images: registries as an [`ImageSource`](ketch_runtime::ImageSource), and pull policies over one.
 
+mod auth;
 mod policy;
+mod reference;
+mod registry;
+mod transport;
 
 pub(crate) use policy::PolicyImages;
+pub use registry::{Identity, LocalRegistry, Registries};

@@ -1,17 +1,29 @@
-//! Container logs: where they are and who removes them. Runtimes write them, in CRI format.
+//! Container logs: where they are, who removes them, and how they are read. Runtimes write them, in CRI
+//! format.
+
+mod line;
+mod reader;
 
 use std::path::{Path, PathBuf};
 
 use ketch_api::k8s::api::core::v1 as core;
 
-/// Instances of a container whose logs are kept: the current one and the one before.
-const KEPT: u32 = 2;
+pub(crate) use line::Query;
+pub(crate) use reader::{Reader, tail_text};
 
-/// `logs/<namespace>_<name>_<uid>` under the node's directory.
-fn pod_dir(root: &Path, pod: &core::Pod) -> PathBuf {
+/// Lines and bytes of a log that stand in for a termination message (upstream's).
+const TAIL_LINES: u64 = 80;
+const TAIL_BYTES: usize = 2048;
+
+/// `<namespace>_<name>_<uid>`, the name of a pod's directory.
+fn directory_name(pod: &core::Pod) -> String {
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let meta = &pod.metadata;
-    root.join("logs").join(format!("{}_{}_{}", text(&meta.namespace), text(&meta.name), text(&meta.uid)))
+    format!("{}_{}_{}", text(&meta.namespace), text(&meta.name), text(&meta.uid))
+}
+
+fn pod_dir(root: &Path, pod: &core::Pod) -> PathBuf {
+    root.join("logs").join(directory_name(pod))
 }
 
 /// Log file of one instance of a container.
@@ -19,11 +31,25 @@ pub(crate) fn file(root: &Path, pod: &core::Pod, container: &str, attempt: u32) 
     pod_dir(root, pod).join(container).join(format!("{attempt}.log"))
 }
 
-/// Removes logs of instances that are too old, given the number of the last ended one.
+/// Instances of a container that left a log, in order.
+pub(crate) fn attempts(root: &Path, pod: &core::Pod, container: &str) -> Vec<u32> {
+    let entries = std::fs::read_dir(pod_dir(root, pod).join(container)).into_iter().flatten().flatten();
+    let number = |name: String| name.strip_suffix(".log")?.parse().ok();
+    let mut found: Vec<u32> = entries.filter_map(|entry| number(entry.file_name().to_string_lossy().into_owned())).collect();
+    found.sort_unstable();
+    found
+}
+
+/// Removes logs that are too old once instance `ended` has: it and the one that follows are kept.
 pub(crate) async fn prune(root: &Path, pod: &core::Pod, container: &str, ended: u32) {
-    let Some(old) = (ended + 1).checked_sub(KEPT) else { return };
-    if let Some(old) = old.checked_sub(1) {
-        let _ = tokio::fs::remove_file(file(root, pod, container, old)).await;
+    for attempt in attempts(root, pod, container).into_iter().filter(|attempt| *attempt < ended) {
+        let path = file(root, pod, container, attempt);
+        for number in 1.. {
+            if tokio::fs::remove_file(ketch_runtime::log::rotated(&path, number)).await.is_err() {
+                break;
+            }
+        }
+        let _ = tokio::fs::remove_file(path).await;
     }
 }
 
@@ -34,6 +60,5 @@ pub(crate) async fn remove(root: &Path, pod: &core::Pod) {
 
 /// The end of an instance's log, without time stamps.
 pub(crate) fn tail(root: &Path, pod: &core::Pod, container: &str, attempt: u32) -> String {
-    let _ = (root, pod, container, attempt);
-    String::new()
+    tail_text(&file(root, pod, container, attempt), TAIL_LINES, TAIL_BYTES)
 }

@@ -1,0 +1,396 @@
+//! A pod's life without IO: a simulated node that carries out steps at once, on a clock of its own.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use ketch_runtime::{ContainerState, Image};
+use serde_json::{Value, json};
+
+use super::*;
+
+/// What a container does when it is started.
+#[derive(Clone, Copy)]
+enum Act {
+    Run,
+    Exit(i32),
+}
+
+struct Sim {
+    desired: Desired,
+    observed: Observed,
+    now: Timestamp,
+    act: fn(&str) -> Act,
+    /// Steps taken, as text.
+    log: Vec<String>,
+    probes: fn(&str, ProbeKind) -> bool,
+    pull: Result<(), Failure>,
+}
+
+fn pod(spec: Value) -> Desired {
+    let mut pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "generation": 3}, "spec": spec});
+    if pod["spec"].get("containers").is_none() {
+        pod["spec"]["containers"] = json!([{"name": "main", "image": "i"}]);
+    }
+    Desired::new(Arc::new(serde_json::from_value(pod).unwrap()))
+}
+
+fn sim(spec: Value, act: fn(&str) -> Act) -> Sim {
+    let desired = pod(spec);
+    let now = "2026-01-01T00:00:00Z".parse().unwrap();
+    let observed = Observed::recover(&desired.pod, now);
+    Sim { desired, observed, now, act, log: Vec::new(), probes: |_, _| true, pull: Ok(()) }
+}
+
+impl Sim {
+    /// Carries out steps until there is a wait; when that ends.
+    fn run(&mut self) -> Option<Timestamp> {
+        for _ in 0..1_000 {
+            let step = next(&self.desired, &self.observed, self.now);
+            if let Step::Wait(until) = step {
+                return until;
+            }
+            if step == Step::Finish {
+                self.log.push("finish".into());
+                return None;
+            }
+            self.observed.begin(&step, self.now);
+            self.act(step);
+        }
+        panic!("no end: {:?}", self.log);
+    }
+
+    fn act(&mut self, step: Step) {
+        let attempt = |sim: &Self, name: &str| sim.observed.unit(name).attempt;
+        let image = Image { digest: "d".into(), id: "i@d".into(), size: 1 };
+        let outcomes = match step {
+            Step::Prepare => {
+                self.log.push("prepare".into());
+                vec![Outcome::Prepared(Ok("10.42.0.2".parse().unwrap()))]
+            }
+            Step::Pull(name) => vec![Outcome::Pulled(name, self.pull.clone().map(|()| image))],
+            Step::Start(name) => {
+                self.log.push(format!("start {name}"));
+                let n = attempt(self, &name);
+                let mut all = vec![Outcome::Started(name.clone(), n, Ok(()))];
+                if let Act::Exit(code) = (self.act)(&name) {
+                    all.push(Outcome::State(name, n, exited(self.now, code)));
+                }
+                all
+            }
+            Step::Restart(name) => {
+                self.log.push(format!("restart {name}"));
+                vec![]
+            }
+            Step::Stop { name, .. } => {
+                self.log.push(format!("stop {name}"));
+                let n = attempt(self, &name);
+                vec![Outcome::State(name.clone(), n, exited(self.now, 143)), Outcome::Stopped(name, n)]
+            }
+            Step::Probe(name, kind) => {
+                let passed = (self.probes)(&name, kind);
+                vec![Outcome::Probed(name.clone(), attempt(self, &name), kind, passed)]
+            }
+            Step::Fail(reason, _) => {
+                self.log.push(format!("fail {reason}"));
+                vec![]
+            }
+            Step::Cleanup => {
+                self.log.push("cleanup".into());
+                vec![Outcome::Cleaned(Ok(()))]
+            }
+            Step::Delete => {
+                self.log.push("delete".into());
+                vec![Outcome::Deleted(Ok(()))]
+            }
+            Step::Finish | Step::Wait(_) => vec![],
+        };
+        for outcome in outcomes {
+            self.observed.finish(&self.desired, outcome, self.now);
+        }
+    }
+
+    /// Lets `seconds` pass, carrying out what becomes due on the way.
+    fn pass(&mut self, seconds: i64) {
+        let end = self.now + jiff::SignedDuration::from_secs(seconds);
+        loop {
+            let due = self.run();
+            match due {
+                Some(due) if due <= end => self.now = due,
+                _ => break,
+            }
+        }
+        self.now = end;
+        self.run();
+    }
+
+    fn exit(&mut self, name: &str, code: i32) {
+        let attempt = self.observed.unit(name).attempt;
+        let outcome = Outcome::State(name.into(), attempt, exited(self.now, code));
+        self.observed.finish(&self.desired, outcome, self.now);
+    }
+
+    fn status(&self) -> Value {
+        let host = Host { ips: vec!["192.0.2.1".into()] };
+        serde_json::to_value(render(&self.desired, &self.observed, &host, &Default::default(), self.now)).unwrap()
+    }
+
+    fn ready(&self) -> String {
+        let status = self.status();
+        let conditions = status["conditions"].as_array().unwrap();
+        conditions.iter().find(|c| c["type"] == "Ready").unwrap()["status"].as_str().unwrap().to_owned()
+    }
+
+    fn delete(&mut self, grace: u64) {
+        self.desired.deleting = Some(Duration::from_secs(grace));
+    }
+}
+
+fn exited(now: Timestamp, code: i32) -> ContainerState {
+    let reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
+    ContainerState::Exited { started: now, finished: now, code, reason, message: String::new() }
+}
+
+#[test]
+fn restart_policies_decide_what_becomes_of_an_exit() {
+    for (policy, code, phase, restarts) in [
+        ("Always", 0, "Running", true),
+        ("Always", 1, "Running", true),
+        ("OnFailure", 0, "Succeeded", false),
+        ("OnFailure", 1, "Running", true),
+        ("Never", 0, "Succeeded", false),
+        ("Never", 1, "Failed", false),
+    ] {
+        let mut sim = sim(json!({"restartPolicy": policy}), |_| Act::Run);
+        sim.run();
+        sim.exit("main", code);
+        sim.run();
+        assert_eq!(sim.status()["phase"], phase, "{policy} {code}");
+        assert_eq!(sim.observed.unit("main").attempt > 0, restarts, "{policy} {code}");
+        assert_eq!(sim.log.contains(&"cleanup".to_owned()), !restarts, "{policy} {code}");
+    }
+}
+
+#[test]
+fn crashes_are_restarted_after_10_20_40_seconds_up_to_5_minutes() {
+    let mut sim = sim(json!({}), |_| Act::Exit(1));
+    let mut delays = Vec::new();
+    for _ in 0..9 {
+        let until = sim.run().unwrap();
+        delays.push(until.duration_since(sim.now).as_secs());
+        sim.now = until;
+    }
+    assert_eq!(delays, [10, 20, 40, 80, 160, 300, 300, 300, 300]);
+}
+
+#[test]
+fn a_container_that_ran_for_ten_minutes_starts_from_scratch() {
+    let mut sim = sim(json!({}), |_| Act::Run);
+    sim.run();
+    for _ in 0..3 {
+        sim.exit("main", 1);
+        sim.pass(60);
+    }
+    assert_eq!(sim.observed.unit("main").crash.delay().as_secs(), 40);
+    sim.now += jiff::SignedDuration::from_secs(601);
+    sim.exit("main", 1);
+    assert_eq!(sim.run(), None, "it is restarted at once");
+    assert_eq!(sim.observed.unit("main").crash.delay().as_secs(), 10);
+}
+
+#[test]
+fn init_containers_and_sidecars_come_up_in_order_and_go_down_in_reverse() {
+    let spec = json!({
+        "initContainers": [
+            {"name": "a", "image": "i"},
+            {"name": "side1", "image": "i", "restartPolicy": "Always"},
+            {"name": "side2", "image": "i", "restartPolicy": "Always"},
+            {"name": "b", "image": "i"}],
+        "containers": [{"name": "x", "image": "i"}, {"name": "y", "image": "i"}]});
+    let mut sim = sim(spec, |name| if matches!(name, "a" | "b") { Act::Exit(0) } else { Act::Run });
+    sim.run();
+    assert_eq!(sim.log, ["prepare", "start a", "start side1", "start side2", "start b", "start x", "start y"]);
+    assert_eq!(sim.ready(), "True");
+    sim.log.clear();
+    sim.delete(30);
+    sim.run();
+    assert_eq!(sim.log, ["stop x", "stop y", "stop side2", "stop side1", "cleanup", "delete", "finish"]);
+}
+
+#[test]
+fn sidecars_end_when_a_job_is_done() {
+    let spec = json!({"restartPolicy": "Never",
+        "initContainers": [{"name": "side", "image": "i", "restartPolicy": "Always"}]});
+    let mut sim = sim(spec, |name| if name == "main" { Act::Exit(0) } else { Act::Run });
+    sim.run();
+    assert_eq!(sim.log, ["prepare", "start side", "start main", "stop side", "cleanup"]);
+    assert_eq!(sim.status()["phase"], "Succeeded");
+}
+
+#[test]
+fn a_failed_init_container_fails_a_pod_that_never_restarts() {
+    let spec = |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "a", "image": "i"}]});
+    let mut never = sim(spec("Never"), |_| Act::Exit(1));
+    never.run();
+    assert_eq!(never.status()["phase"], "Failed");
+    assert_eq!(never.log, ["prepare", "start a", "cleanup"]);
+    let mut always = sim(spec("Always"), |_| Act::Exit(1));
+    always.run();
+    let status = always.status();
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(status["initContainerStatuses"][0]["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
+    let initialized = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Initialized").unwrap();
+    assert_eq!(initialized["message"], "containers with incomplete status: [a]");
+}
+
+#[test]
+fn readiness_follows_thresholds() {
+    let spec = json!({"containers": [{"name": "main", "image": "i", "readinessProbe":
+        {"httpGet": {"port": 80}, "initialDelaySeconds": 5, "periodSeconds": 2, "successThreshold": 2, "failureThreshold": 3}}]});
+    let mut sim = sim(spec, |_| Act::Run);
+    sim.run();
+    assert_eq!(sim.ready(), "False");
+    sim.pass(6);
+    assert_eq!(sim.ready(), "False", "one success is not two");
+    sim.pass(2);
+    assert_eq!(sim.ready(), "True");
+    sim.probes = |_, _| false;
+    sim.pass(4);
+    assert_eq!(sim.ready(), "True", "two failures are not three");
+    sim.pass(2);
+    assert_eq!(sim.ready(), "False");
+}
+
+#[test]
+fn a_startup_probe_holds_the_others_back() {
+    let spec = json!({"containers": [{"name": "main", "image": "i",
+        "startupProbe": {"httpGet": {"port": 80}, "periodSeconds": 1, "failureThreshold": 30},
+        "livenessProbe": {"httpGet": {"port": 80}, "periodSeconds": 1, "failureThreshold": 1}}]});
+    let mut sim = sim(spec, |_| Act::Run);
+    sim.probes = |_, kind| kind != ProbeKind::Startup;
+    sim.pass(20);
+    assert_eq!(sim.status()["containerStatuses"][0]["started"], false);
+    assert_eq!(sim.ready(), "False");
+    sim.probes = |_, kind| kind == ProbeKind::Startup;
+    sim.pass(3);
+    assert_eq!(sim.log.last().unwrap(), "start main", "the liveness probe ended it: {:?}", sim.log);
+    assert!(sim.log.contains(&"stop main".to_owned()));
+}
+
+#[test]
+fn a_pull_that_fails_backs_off_and_says_so() {
+    let mut sim = sim(json!({}), |_| Act::Run);
+    sim.pull = Err(Failure { reason: "ErrImagePull", message: "nope".into() });
+    sim.run();
+    let reason = |sim: &Sim| sim.status()["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    assert_eq!(reason(&sim), "ErrImagePull");
+    sim.pass(3);
+    assert_eq!(reason(&sim), "ImagePullBackOff");
+    sim.pull = Ok(());
+    sim.pass(5);
+    assert_eq!(reason(&sim), "ImagePullBackOff");
+    sim.pass(5);
+    assert_eq!(sim.ready(), "True");
+}
+
+#[test]
+fn a_deadline_ends_the_pod_for_good() {
+    let mut sim = sim(json!({"activeDeadlineSeconds": 60}), |_| Act::Run);
+    sim.pass(59);
+    assert_eq!(sim.ready(), "True");
+    sim.pass(2);
+    assert_eq!(sim.log, ["prepare", "start main", "fail DeadlineExceeded", "stop main", "cleanup"]);
+    let status = sim.status();
+    assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("DeadlineExceeded")));
+    assert_eq!(status["message"], "Pod was active on the node longer than the specified deadline");
+}
+
+#[test]
+fn a_pod_can_go_at_any_time() {
+    // Before anything began, while it waits for its image, and when the object is simply gone.
+    let mut fresh = sim(json!({}), |_| Act::Run);
+    fresh.delete(30);
+    fresh.run();
+    assert_eq!(fresh.log, ["cleanup", "delete", "finish"]);
+    let mut stuck = sim(json!({}), |_| Act::Run);
+    stuck.pull = Err(Failure { reason: "ErrImagePull", message: "nope".into() });
+    stuck.run();
+    stuck.delete(30);
+    stuck.run();
+    assert_eq!(stuck.log, ["prepare", "cleanup", "delete", "finish"]);
+    let mut gone = sim(json!({}), |_| Act::Run);
+    gone.run();
+    gone.desired.gone = true;
+    gone.run();
+    assert_eq!(gone.log, ["prepare", "start main", "stop main", "cleanup", "finish"]);
+}
+
+#[test]
+fn recovery_keeps_counts_and_does_not_run_ended_containers_again() {
+    let mut done = sim(json!({"restartPolicy": "Never"}), |_| Act::Exit(0));
+    done.run();
+    let mut object = (*done.desired.pod).clone();
+    object.status = serde_json::from_value(done.status()).unwrap();
+    done.observed = Observed::recover(&object, done.now);
+    done.log.clear();
+    done.run();
+    assert_eq!(done.log, ["cleanup"]);
+    assert_eq!(done.status()["phase"], "Succeeded");
+
+    let mut web = sim(json!({}), |_| Act::Run);
+    web.run();
+    web.exit("main", 1);
+    web.run();
+    let mut object = (*web.desired.pod).clone();
+    object.status = serde_json::from_value(web.status()).unwrap();
+    web.observed = Observed::recover(&object, web.now);
+    // The runtime still has it.
+    let still = ContainerState::Running { started: web.now };
+    web.observed.finish(&web.desired, Outcome::State("main".into(), 1, still), web.now);
+    web.log.clear();
+    web.run();
+    assert_eq!(web.log, ["prepare"]);
+    assert_eq!(web.status()["containerStatuses"][0]["restartCount"], 1);
+    assert_eq!(web.ready(), "True");
+}
+
+#[test]
+fn condition_times_change_only_with_the_condition() {
+    let mut sim = sim(json!({}), |_| Act::Run);
+    sim.run();
+    let host = Host::default();
+    let first = render(&sim.desired, &sim.observed, &host, &Default::default(), sim.now);
+    sim.now += jiff::SignedDuration::from_secs(60);
+    let second = render(&sim.desired, &sim.observed, &host, &first, sim.now);
+    assert_eq!(first, second);
+}
+
+#[test]
+fn conditions_of_others_stay() {
+    let mut sim = sim(json!({"readinessGates": [{"conditionType": "example.com/ok"}]}), |_| Act::Run);
+    sim.run();
+    assert_eq!(sim.ready(), "False");
+    let before = serde_json::from_value(json!({"conditions": [
+        {"type": "example.com/ok", "status": "True"}, {"type": "PodScheduled", "status": "True", "message": "kept"}]}))
+    .unwrap();
+    let status = render(&sim.desired, &sim.observed, &Host::default(), &before, sim.now);
+    let conditions = status.conditions.unwrap();
+    let find = |name: &str| conditions.iter().find(|c| c.type_ == name).unwrap();
+    assert_eq!(find("Ready").status, "True");
+    assert_eq!(find("PodScheduled").message.as_deref(), Some("kept"));
+    assert_eq!(find("example.com/ok").status, "True");
+}
+
+#[test]
+fn quality_of_service_is_upstreams() {
+    for (resources, class) in [
+        (json!({}), "BestEffort"),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
+        (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
+        (json!({"requests": {"cpu": "1"}}), "Burstable"),
+    ] {
+        let desired = pod(json!({"containers": [{"name": "main", "image": "i", "resources": resources}]}));
+        assert_eq!(super::status::qos_class(&desired.pod), class, "{resources}");
+    }
+}

@@ -3,5 +3,8 @@
 
 mod api;
 mod lifecycle;
+mod network;
+mod router;
 mod runtime;
 mod setup;
+mod volumes;

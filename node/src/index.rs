@@ -1,0 +1,67 @@
+//! Which pods and containers are on the node now, for those who ask from outside the workers.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use ketch_api::k8s::api::core::v1 as core;
+
+type Name = (String, String);
+
+/// Pods by name, and whether instances of containers run.
+#[derive(Default)]
+pub(crate) struct Index {
+    pods: RwLock<HashMap<Name, Arc<core::Pod>>>,
+    instances: RwLock<HashMap<String, bool>>,
+}
+
+fn name(pod: &core::Pod) -> Name {
+    (pod.metadata.namespace.clone().unwrap_or_default(), pod.metadata.name.clone().unwrap_or_default())
+}
+
+impl Index {
+    /// Notes a pod.
+    pub(crate) fn insert(&self, pod: &Arc<core::Pod>) {
+        self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(name(pod), Arc::clone(pod));
+    }
+
+    /// Forgets a pod by its UID; another one of its name stays.
+    pub(crate) fn remove(&self, uid: &str) {
+        let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        pods.retain(|_, pod| pod.metadata.uid.as_deref() != Some(uid));
+    }
+
+    /// A pod by namespace and name.
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<core::Pod>> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        pods.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// Every pod.
+    pub(crate) fn pods(&self) -> Vec<Arc<core::Pod>> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Notes whether an instance runs.
+    pub(crate) fn mark(&self, instance: &str, runs: bool) {
+        self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(instance.to_owned(), runs);
+    }
+
+    /// Keeps only instances that `test` accepts.
+    pub(crate) fn retain(&self, test: impl Fn(&str) -> bool) {
+        self.instances.write().unwrap_or_else(PoisonError::into_inner).retain(|id, _| test(id));
+    }
+
+    /// Whether an instance runs; `None`: the runtimes do not know it.
+    pub(crate) fn runs(&self, instance: &str) -> Option<bool> {
+        self.instances.read().unwrap_or_else(PoisonError::into_inner).get(instance).copied()
+    }
+
+    /// Numbers of the instances of a container that the runtimes know.
+    pub(crate) fn attempts(&self, uid: &str, container: &str) -> Vec<u32> {
+        let prefix = format!("{uid}.{container}.");
+        let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
+        instances.keys().filter_map(|id| id.strip_prefix(&prefix)?.parse().ok()).collect()
+    }
+}

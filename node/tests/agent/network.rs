@@ -1,0 +1,80 @@
+//! The cluster's network as a pod's guest sees it.
+
+use ketch_node::{ClusterNetwork, NetworkConfig};
+use ketch_runtime::{Network, PodId, PodSandbox, Protocol};
+use serde_json::json;
+
+use crate::api::Api;
+
+fn sandbox(outbound: &[&str]) -> PodSandbox {
+    PodSandbox {
+        id: PodId("uid-web".into()),
+        namespace: "default".into(),
+        name: "web".into(),
+        ip: "127.42.0.2".parse().unwrap(),
+        outbound: outbound.iter().map(|text| (*text).to_owned()).collect(),
+    }
+}
+
+fn config() -> NetworkConfig {
+    NetworkConfig {
+        pod_cidrs: vec!["127.42.0.0/16".parse().unwrap()],
+        service_cidrs: vec!["127.43.0.0/16".parse().unwrap()],
+        node_addresses: vec!["192.0.2.1".parse().unwrap()],
+        control_plane: vec!["127.0.0.1:6443".parse().unwrap(), "192.0.2.1:6443".parse().unwrap()],
+    }
+}
+
+#[tokio::test]
+async fn services_are_followed_and_chosen_at_connect_time() {
+    let api = Api::new();
+    let network = ClusterNetwork::start(api.client(), config());
+    api.put("/api/v1/namespaces/default/services/db", json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "db", "namespace": "default"},
+        "spec": {"clusterIP": "127.43.0.9", "clusterIPs": ["127.43.0.9"], "ports": [{"port": 5432}]}}));
+    api.put("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/db-1", json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "metadata": {"name": "db-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "db"}},
+        "ports": [{"port": 15432, "protocol": "TCP"}], "endpoints": [{"addresses": ["127.42.0.7"]}]}));
+    let pod = sandbox(&[]);
+    let expected = vec!["127.42.0.7:15432".parse().unwrap()];
+    let mut dialled = network.dial(&pod, "db", 5432).await;
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(10), async {
+        while !dialled.as_ref().is_ok_and(|found| *found == expected) {
+            tokio::task::yield_now().await;
+            dialled = network.dial(&pod, "db", 5432).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "{dialled:?}");
+    let resolved = network.resolve(&pod, "db.default.svc.cluster.local").await.unwrap();
+    assert_eq!(resolved, ["127.43.0.9".parse::<std::net::IpAddr>().unwrap()]);
+    let target = "127.43.0.9:5432".parse().unwrap();
+    assert_eq!(network.route(&pod, target, Protocol::Tcp).unwrap(), expected[0]);
+    let error = network.route(&pod, "127.43.0.9:1".parse().unwrap(), Protocol::Tcp).unwrap_err().to_string();
+    assert!(error.contains("no Service"), "{error}");
+    network.shutdown().await;
+}
+
+#[tokio::test]
+async fn localhost_is_the_pod_unless_the_node_is_named() {
+    let network = ClusterNetwork::fixed(ketch_net::Table::default(), config());
+    let pod = sandbox(&["*"]);
+    let own = vec!["127.42.0.2:80".parse().unwrap()];
+    assert_eq!(network.dial(&pod, "localhost", 80).await.unwrap(), own);
+    assert_eq!(network.dial(&pod, "127.0.0.1", 80).await.unwrap(), own);
+    assert_eq!(network.dial(&pod, "[::1]", 80).await.unwrap(), own);
+    assert_eq!(network.dial(&pod, "0.0.0.0", 80).await.unwrap(), own);
+    let error = network.dial(&pod, "192.0.2.1", 22).await.unwrap_err().to_string();
+    assert!(error.contains("an address of the node"), "{error}");
+    let named = sandbox(&["localhost:5432"]);
+    assert_eq!(network.dial(&named, "localhost", 5432).await.unwrap(), ["127.0.0.1:5432".parse().unwrap()]);
+    assert_eq!(network.dial(&named, "localhost", 80).await.unwrap(), own);
+}
+
+#[tokio::test]
+async fn names_that_no_pattern_means_are_not_even_looked_up() {
+    let network = ClusterNetwork::fixed(ketch_net::Table::default(), config());
+    let error = network.resolve(&sandbox(&[]), "secret-data.evil.example").await.unwrap_err().to_string();
+    assert!(error.contains("ketch.dev/outbound"), "{error}");
+    assert!(network.resolve(&sandbox(&[]), "none.default.svc.cluster.local").await.unwrap().is_empty());
+}
