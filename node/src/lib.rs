@@ -31,3 +31,8 @@ pub use images::{Identity, LocalRegistry, Registries};
 pub use network::{ClusterNetwork, NetworkConfig};
 pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
 pub use services::LocalServices;
+pub use ketch_gateway as gateway;
+pub use ketch_net::{
+    Cidr,
+    anyip::{AnyIpError, ensure as make_local},
+};

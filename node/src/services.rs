@@ -14,6 +14,12 @@ pub struct LocalServices {
     by_address: RwLock<HashMap<SocketAddr, (ContainerId, Arc<dyn HttpService>)>>,
 }
 
+impl ketch_gateway::LocalServices for LocalServices {
+    fn by_address(&self, address: SocketAddr) -> Option<Arc<dyn HttpService>> {
+        LocalServices::by_address(self, address)
+    }
+}
+
 impl LocalServices {
     /// The service at a pod's address and port; `None` when there is none on this node.
     pub fn by_address(&self, address: SocketAddr) -> Option<Arc<dyn HttpService>> {

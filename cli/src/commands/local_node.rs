@@ -97,6 +97,7 @@ impl LocalNode {
             data_dir: options.data_dir.clone(),
             runtimes: vec![RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() }],
             images: Arc::new(Registries::new(LocalRegistry::Client(client))),
+            network: network.clone(),
             pod_cidr: range.cidr,
             addresses,
             api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
