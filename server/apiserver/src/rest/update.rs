@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::{body::Body, response::Response};
-use ketch_api::Status;
+use ketch_api::{Status, request::RequestInfo};
 use ketch_store::Revision;
 
 use super::{
@@ -15,6 +15,7 @@ use crate::{
     admission::Operation,
     registry::Resource,
     respond,
+    route::permit,
     server::ApiServer,
     wire::body::{self, FieldValidation},
 };
@@ -39,10 +40,14 @@ pub(crate) async fn update(
     if meta::text(&incoming.object, "name").is_empty() {
         return Err(Status::bad_request("metadata.name: name must be provided"));
     }
-    let creates = part == Part::Main && resource.descriptor().create_on_update;
+    // With a version or uid the client means an object it has seen.
+    let seen = ["resourceVersion", "uid"].iter().any(|field| !meta::text(&incoming.object, field).is_empty());
+    let creates = part == Part::Main && resource.descriptor().create_on_update && !seen;
     let (code, revision, outcome) = match replace(&call.server, &write, part, &incoming).await {
         Ok((revision, outcome)) => (200, revision, outcome),
         Err(status) if status.code == 404 && creates => {
+            let info = RequestInfo { verb: "create".to_owned(), ..call.info.clone() };
+            permit(&call.server, &call.user, &info)?;
             write.request.operation = Operation::Create;
             let (revision, outcome) = create::store(&call.server, &mut write, incoming).await?;
             (201, revision, outcome)

@@ -98,7 +98,8 @@ async fn identify(server: &ApiServer, parts: &Parts) -> Result<User, Status> {
     server.authenticator.effective(user.unwrap_or_else(User::anonymous), parts).await
 }
 
-fn permit(server: &ApiServer, user: &User, info: &RequestInfo) -> Result<(), Status> {
+/// Whether `user` may do what `info` says, as an error if not.
+pub(crate) fn permit(server: &ApiServer, user: &User, info: &RequestInfo) -> Result<(), Status> {
     let attributes = Attributes {
         verb: info.verb.clone(),
         group: info.group.clone(),

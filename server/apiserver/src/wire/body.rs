@@ -82,7 +82,9 @@ pub(crate) fn parse(media: Media, bytes: &[u8]) -> Result<json::Parsed, Status> 
     match media {
         Media::Json => json::parse(bytes).map_err(|e| Status::bad_request(malformed(bytes, &e))),
         Media::Yaml => yaml::parse(bytes),
-        Media::Protobuf => Err(Status::unsupported_media_type("application/json, application/yaml")),
+        Media::Protobuf => {
+            crate::protobuf::decode(bytes).map(|value| json::Parsed { value, duplicates: Vec::new() })
+        }
     }
 }
 

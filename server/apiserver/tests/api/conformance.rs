@@ -84,8 +84,15 @@ async fn updates_and_conflicts() {
         missing["metadata"]["labels"] = json!({});
         let answer = harness.put(&format!("{path}/missing"), &missing).await;
         match descriptor.create_on_update {
-            true => assert_eq!(answer.expect(201)["metadata"]["name"], "missing"),
-            false => assert_eq!(answer.refused(404, "NotFound", "not found")["code"], 404),
+            true => {
+                assert_eq!(answer.expect(201)["metadata"]["name"], "missing");
+                missing["metadata"] = json!({"name": "seen", "resourceVersion": "1"});
+                let answer = harness.put(&format!("{path}/seen"), &missing).await;
+                answer.refused(404, "NotFound", "not found");
+            }
+            false => {
+                answer.refused(404, "NotFound", "not found");
+            }
         }
     })
     .await;

@@ -1,6 +1,7 @@
 //! Watches beyond what every kind's conformance covers.
 
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{CONFIG_MAPS, Harness, version};
 
@@ -110,6 +111,48 @@ async fn stopping_ends_watches() {
     assert_eq!(ready.code, 500);
     assert!(ready.text.contains("[-]shutdown failed"), "{}", ready.text);
     assert_eq!(harness.get("/livez").await.text, "ok");
+}
+
+/// Reads one short text frame of a WebSocket.
+async fn frame(socket: &mut tokio::net::TcpStream) -> Value {
+    let mut head = [0; 2];
+    socket.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[0], 0x81, "a whole text frame");
+    let length = match head[1] {
+        126 => usize::from(socket.read_u16().await.unwrap()),
+        short => usize::from(short),
+    };
+    let mut text = vec![0; length];
+    socket.read_exact(&mut text).await.unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+#[tokio::test]
+async fn watches_work_over_web_sockets() {
+    let harness = Harness::new().await;
+    harness.config_map("a", json!({})).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut serving = tokio::task::JoinSet::new();
+    serving.spawn(axum::serve(listener, harness.server.router()).into_future());
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = format!(
+        "GET {CONFIG_MAPS}?watch=1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\nconnection: upgrade\r\n\
+         upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(socket.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    let first = frame(&mut socket).await;
+    assert_eq!((&first["type"], &first["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
+    harness.config_map("b", json!({})).await;
+    assert_eq!(frame(&mut socket).await["object"]["metadata"]["name"], "b");
+    harness.server.stop();
+    assert_eq!(socket.read_u8().await.unwrap(), 0x88, "a close frame");
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Bodies, metadata, admission.
 
+use axum::body::Body;
+use http::Request;
 use serde_json::{Value, json};
 
 use crate::harness::{CONFIG_MAPS, Harness, PODS};
@@ -27,6 +29,33 @@ async fn bodies_are_checked() {
     let refused = harness.send("POST", CONFIG_MAPS, &json_type, &large).await;
     refused.refused(413, "RequestEntityTooLarge", "limit is 3145728");
 }
+
+/// A field of a protobuf message with a length.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2, u8::try_from(bytes.len()).unwrap()];
+    out.extend(bytes);
+    out
+}
+
+#[tokio::test]
+async fn protobuf_bodies_are_read() {
+    let harness = Harness::new().await;
+    let metadata = field(1, &field(1, b"proto"));
+    let datum = field(2, &[field(1, b"k"), field(2, b"v")].concat());
+    let types = field(1, &[field(1, b"v1"), field(2, b"ConfigMap")].concat());
+    let envelope = [types, field(2, &[metadata, datum].concat())].concat();
+    let body = [b"k8s\0".as_slice(), &envelope].concat();
+    let request = Request::post(CONFIG_MAPS)
+        .header("authorization", "Bearer admin")
+        .header("content-type", "application/vnd.kubernetes.protobuf")
+        .header("accept", "application/vnd.kubernetes.protobuf,application/json");
+    let response = harness.raw(request.body(Body::from(body)).unwrap()).await;
+    assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (201, &JSON));
+    let stored = harness.get(&format!("{CONFIG_MAPS}/proto")).await.expect(200);
+    assert_eq!(stored["data"], json!({"k": "v"}));
+}
+
+const JSON: http::HeaderValue = http::HeaderValue::from_static("application/json");
 
 #[tokio::test]
 async fn duplicate_fields_are_noticed() {
