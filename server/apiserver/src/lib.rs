@@ -13,6 +13,7 @@ mod bootstrap;
 mod discovery;
 mod health;
 pub mod node;
+pub mod openapi;
 pub mod patch;
 pub mod paths;
 pub mod pki;

@@ -13,6 +13,7 @@ use crate::{
     admission::{self, Admission, cluster_ip::ServiceCidr},
     auth::{Authenticator, Authorizer, Reviews},
     node::NodeConnector,
+    openapi::OpenApi,
     paths::PathHandler,
     registry::Registry,
     route::{self, limits::Limiter},
@@ -53,7 +54,7 @@ pub struct Config {
     pub admission: Vec<Arc<dyn Admission>>,
     /// The way to the nodes, for logs; without it they are answered 503.
     pub nodes: Option<Arc<dyn NodeConnector>>,
-    /// Further paths: OpenAPI, OIDC discovery.
+    /// Further paths: OIDC discovery.
     pub paths: Vec<Arc<dyn PathHandler>>,
     /// Addresses of Services.
     pub service_cidr: ServiceCidr,
@@ -102,15 +103,19 @@ impl ApiServer {
     pub fn new(storage: Arc<dyn Storage>, config: Config) -> Arc<Self> {
         let mut hooks = admission::built_in(&storage, config.service_cidr);
         hooks.extend(config.admission);
+        let registry = Registry::new(config.strategies);
+        let mut paths = config.paths;
+        let kinds = registry.iter().map(|resource| resource.descriptor().clone()).collect();
+        paths.push(Arc::new(OpenApi::new(kinds)));
         Arc::new(Self {
             storage,
-            registry: Registry::new(config.strategies),
+            registry,
             authenticator: config.authenticator,
             authorizer: config.authorizer,
             reviews: config.reviews,
             admission: hooks.into(),
             nodes: config.nodes,
-            paths: config.paths,
+            paths,
             service_cidr: config.service_cidr,
             limiter: Limiter::new(config.limits),
             clock: config.clock,
