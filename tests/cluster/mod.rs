@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod functions;
+mod lifecycle;
 mod workloads;
 
 use std::{
