@@ -26,7 +26,8 @@ fn web(replicas: i32) -> Value {
 async fn running(cluster: &Cluster, wanted: usize) {
     cluster
         .until_all(|pods: &[Pod]| {
-            let running = pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+            let running =
+                pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
             check(pods.len() == wanted && running.count() == wanted, "not all running")
         })
         .await;
@@ -36,13 +37,19 @@ async fn running(cluster: &Cluster, wanted: usize) {
 async fn what_is_owned_goes_with_its_owner() {
     let cluster = Cluster::start(&["n1"]).await;
     cluster.create::<Deployment>(web(2)).await;
-    cluster.create::<Function>(json!({"metadata": {"name": "hello"}, "spec": {"image": "ketch.local/default/hello@sha256:1"}})).await;
+    cluster
+        .create::<Function>(
+            json!({"metadata": {"name": "hello"}, "spec": {"image": "ketch.local/default/hello@sha256:1"}}),
+        )
+        .await;
     running(&cluster, 3).await;
     cluster.api::<Deployment>().delete("web", &DeleteParams::background()).await.unwrap();
     cluster.api::<Function>().delete("hello", &DeleteParams::default()).await.unwrap();
     cluster.until_all(|pods: &[Pod]| check(pods.is_empty(), "pods are left")).await;
     cluster.until_all(|sets: &[ReplicaSet]| check(sets.is_empty(), "sets are left")).await;
-    cluster.until_all(|revisions: &[FunctionRevision]| check(revisions.is_empty(), "revisions are left")).await;
+    cluster
+        .until_all(|revisions: &[FunctionRevision]| check(revisions.is_empty(), "revisions are left"))
+        .await;
     cluster.shutdown().await;
 }
 
@@ -52,20 +59,33 @@ async fn foreground_goes_bottom_up_and_orphans_stay() {
     cluster.create::<Deployment>(web(2)).await;
     running(&cluster, 2).await;
     cluster.api::<Deployment>().delete("web", &DeleteParams::orphan()).await.unwrap();
-    cluster.until_all(|deployments: &[Deployment]| check(deployments.is_empty(), "the deployment is left")).await;
+    cluster
+        .until_all(|deployments: &[Deployment]| check(deployments.is_empty(), "the deployment is left"))
+        .await;
     let set = cluster
         .until_all(|sets: &[ReplicaSet]| match sets {
-            [set] if set.metadata.owner_references.as_ref().is_none_or(Vec::is_empty) => Ok(set.metadata.name.clone().unwrap()),
+            [set] if set.metadata.owner_references.as_ref().is_none_or(Vec::is_empty) => {
+                Ok(set.metadata.name.clone().unwrap())
+            }
             other => Err(format!("no orphaned set: {other:?}")),
         })
         .await;
     running(&cluster, 2).await;
     // A new Deployment of the same template adopts it.
     cluster.create::<Deployment>(web(2)).await;
-    cluster.until(&set, |set: &ReplicaSet| check(set.metadata.owner_references.as_ref().is_some_and(|o| o.len() == 1), "not adopted")).await;
+    cluster
+        .until(&set, |set: &ReplicaSet| {
+            check(set.metadata.owner_references.as_ref().is_some_and(|o| o.len() == 1), "not adopted")
+        })
+        .await;
     cluster.api::<Deployment>().delete("web", &DeleteParams::foreground()).await.unwrap();
-    cluster.until_all(|deployments: &[Deployment]| check(deployments.is_empty(), "the deployment is left")).await;
-    assert!(cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items.is_empty(), "it went last");
+    cluster
+        .until_all(|deployments: &[Deployment]| check(deployments.is_empty(), "the deployment is left"))
+        .await;
+    assert!(
+        cluster.api::<ReplicaSet>().list(&ListParams::default()).await.unwrap().items.is_empty(),
+        "it went last"
+    );
     cluster.shutdown().await;
 }
 
@@ -78,16 +98,22 @@ async fn namespaces_are_filled_and_emptied() {
     let accounts = Api::<ServiceAccount>::namespaced(cluster.client.clone(), "shop");
     let maps = Api::<ConfigMap>::namespaced(cluster.client.clone(), "shop");
     eventually(async || accounts.get_opt("default").await.unwrap().ok_or_else(|| "no account".into())).await;
-    let ca = eventually(async || maps.get_opt("kube-root-ca.crt").await.unwrap().ok_or_else(|| "no CA".into())).await;
+    let ca =
+        eventually(async || maps.get_opt("kube-root-ca.crt").await.unwrap().ok_or_else(|| "no CA".into()))
+            .await;
     assert_eq!(ca.data.unwrap()["ca.crt"], "CERT");
 
     let deployment: Deployment = serde_json::from_value(web(2)).unwrap();
     let deployments = Api::<Deployment>::namespaced(cluster.client.clone(), "shop");
     deployments.create(&PostParams::default(), &deployment).await.unwrap();
     let secret: Secret = serde_json::from_value(json!({"metadata": {"name": "s"}})).unwrap();
-    Api::<Secret>::namespaced(cluster.client.clone(), "shop").create(&PostParams::default(), &secret).await.unwrap();
+    Api::<Secret>::namespaced(cluster.client.clone(), "shop")
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
     let pods = Api::<Pod>::namespaced(cluster.client.clone(), "shop");
-    eventually(async || check(pods.list(&ListParams::default()).await.unwrap().items.len() == 2, "no pods")).await;
+    eventually(async || check(pods.list(&ListParams::default()).await.unwrap().items.len() == 2, "no pods"))
+        .await;
 
     namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
     eventually(async || match namespaces.get_opt("shop").await.unwrap() {
@@ -113,7 +139,8 @@ async fn a_silent_node_is_tainted_and_loses_its_pods() {
     let nodes = Api::<Node>::all(cluster.client.clone());
     eventually(async || {
         let node = nodes.get("n1").await.unwrap();
-        let ready = node.status.unwrap().conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
+        let ready =
+            node.status.unwrap().conditions.unwrap().into_iter().find(|c| c.type_ == "Ready").unwrap();
         let taints = node.spec.unwrap_or_default().taints.unwrap_or_default();
         let unreachable = taints.iter().filter(|t| t.key == "node.kubernetes.io/unreachable").count();
         check(ready.status == "Unknown" && unreachable == 2, &format!("{ready:?} {taints:?}"))
@@ -122,7 +149,9 @@ async fn a_silent_node_is_tainted_and_loses_its_pods() {
     // The replacement finds no node: the only one is lost.
     cluster
         .until_all(|pods: &[Pod]| {
-            let unscheduled = pods.iter().any(|p| p.metadata.uid != first.metadata.uid && p.spec.as_ref().unwrap().node_name.is_none());
+            let unscheduled = pods.iter().any(|p| {
+                p.metadata.uid != first.metadata.uid && p.spec.as_ref().unwrap().node_name.is_none()
+            });
             check(unscheduled && pods.iter().all(|p| p.metadata.uid != first.metadata.uid), "not replaced")
         })
         .await;

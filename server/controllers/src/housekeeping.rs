@@ -50,7 +50,8 @@ impl Pods {
         let (pods, now) = (self.pods.all(), Timestamp::now());
         let lost = self.lost_nodes(&pods, now).await?;
         for (pod, why) in surplus(&pods, &lost, self.limit) {
-            let (namespace, name) = (pod.metadata.namespace.as_deref().unwrap_or("default"), owner::name(&pod.metadata));
+            let (namespace, name) =
+                (pod.metadata.namespace.as_deref().unwrap_or("default"), owner::name(&pod.metadata));
             tracing::info!(pod = %Key::of(&pod.metadata), why, "removing pod");
             let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
             let params = DeleteParams::default().grace_period(0).preconditions(preconditions);
@@ -67,14 +68,17 @@ impl Pods {
     /// Nodes that have been missing long enough, and are missing on the server too.
     async fn lost_nodes(&self, pods: &[Arc<Pod>], now: Timestamp) -> Result<HashSet<String>, TaskError> {
         let named = pods.iter().map(|pod| pod::node(pod)).filter(|node| !node.is_empty());
-        let gone: HashSet<&str> = named.filter(|node| self.nodes.get(&Key::cluster(*node)).is_none()).collect();
+        let gone: HashSet<&str> =
+            named.filter(|node| self.nodes.get(&Key::cluster(*node)).is_none()).collect();
         let long_gone: Vec<String> = {
             let mut missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
             missing.retain(|node, _| gone.contains(node.as_str()));
             for node in gone {
                 missing.entry(node.to_owned()).or_insert(now);
             }
-            let is_long = |since: Timestamp| Duration::try_from(now.duration_since(since)).is_ok_and(|d| d >= QUARANTINE);
+            let is_long = |since: Timestamp| {
+                Duration::try_from(now.duration_since(since)).is_ok_and(|d| d >= QUARANTINE)
+            };
             missing.iter().filter(|(_, since)| is_long(**since)).map(|(node, _)| node.clone()).collect()
         };
         let api = Api::<Node>::all(self.client.clone());
@@ -143,7 +147,8 @@ pub(crate) async fn sweep_events(client: &Client, ttl: Duration) -> Result<Durat
 }
 
 fn last_seen(event: &Event) -> Option<Timestamp> {
-    let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
+    let series =
+        event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
     let last = event.last_timestamp.as_ref().map(|time| time.0);
     let first = event.event_time.as_ref().map(|time| time.0);
     let created = event.metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -155,7 +160,11 @@ fn is_older(at: Timestamp, than: Duration, now: Timestamp) -> bool {
 }
 
 /// Deletes Leases of nodes that have been gone for long.
-pub(crate) async fn sweep_leases(client: &Client, leases: &Informer<Lease>, nodes: &Informer<Node>) -> Result<(), TaskError> {
+pub(crate) async fn sweep_leases(
+    client: &Client,
+    leases: &Informer<Lease>,
+    nodes: &Informer<Node>,
+) -> Result<(), TaskError> {
     tokio::join!(leases.ready(), nodes.ready());
     let now = Timestamp::now();
     let api = Api::<Lease>::namespaced(client.clone(), "kube-node-lease");
@@ -185,7 +194,9 @@ pub(crate) async fn sweep_tokens(client: &Client) -> Result<(), TaskError> {
     for token in api.list(&params).await.map_err(failed("listing bootstrap tokens"))?.items {
         if is_expired(&token, now) {
             match api.delete(owner::name(&token.metadata), &DeleteParams::default()).await {
-                Err(error) if !is_not_found(&error) => return Err(failed("deleting a bootstrap token")(error)),
+                Err(error) if !is_not_found(&error) => {
+                    return Err(failed("deleting a bootstrap token")(error));
+                }
                 _ => {}
             }
         }
@@ -230,7 +241,10 @@ mod tests {
         ];
         let lost = HashSet::from(["gone".to_owned()]);
         let names = |limit: usize| -> Vec<_> {
-            surplus(&pods, &lost, limit).into_iter().map(|(pod, _)| pod.metadata.name.clone().unwrap()).collect()
+            surplus(&pods, &lost, limit)
+                .into_iter()
+                .map(|(pod, _)| pod.metadata.name.clone().unwrap())
+                .collect()
         };
         assert_eq!(names(1), ["ended-old", "lost", "unbound"]);
         assert_eq!(names(9), ["lost", "unbound"]);
@@ -238,8 +252,11 @@ mod tests {
 
     #[test]
     fn an_event_is_as_old_as_its_last_repetition() {
-        let event: Event = serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "involvedObject": {},
-            "lastTimestamp": "2026-01-01T01:30:00Z"})).unwrap();
+        let event: Event = serde_json::from_value(
+            json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "involvedObject": {},
+            "lastTimestamp": "2026-01-01T01:30:00Z"}),
+        )
+        .unwrap();
         let last = last_seen(&event).unwrap();
         assert!(!is_older(last, Duration::from_secs(3600), now()));
         assert!(is_older(last, Duration::from_secs(1800), now()));
@@ -247,7 +264,9 @@ mod tests {
 
     #[test]
     fn leases_and_tokens_expire() {
-        let lease = |at: &str| -> Lease { serde_json::from_value(json!({"metadata": {}, "spec": {"renewTime": at}})).unwrap() };
+        let lease = |at: &str| -> Lease {
+            serde_json::from_value(json!({"metadata": {}, "spec": {"renewTime": at}})).unwrap()
+        };
         assert!(is_stale(&lease("2026-01-01T00:59:00.000000Z"), now()));
         assert!(!is_stale(&lease("2026-01-01T01:30:00.000000Z"), now()));
         let token = |at: &str| Secret {

@@ -121,8 +121,14 @@ fn ready<K: Resource + Send + Sync + 'static>(informer: &Informer<K>) -> Ready {
 impl Cx<'_> {
     /// Starts a reconciler of `K`s. It runs once everything in `needs` is complete: what it cannot see yet
     /// would seem to be missing.
-    fn start<K, R>(&self, name: &'static str, primary: &Informer<K>, reconciler: R, queue: Queue<Key>, needs: Vec<Ready>)
-    where
+    fn start<K, R>(
+        &self,
+        name: &'static str,
+        primary: &Informer<K>,
+        reconciler: R,
+        queue: Queue<Key>,
+        needs: Vec<Ready>,
+    ) where
         K: Resource + Send + Sync + 'static,
         R: Reconcile,
     {
@@ -173,7 +179,8 @@ impl Cx<'_> {
 
     fn functions(&self) {
         let functions = self.informers.of::<Function>();
-        let (revisions, deployments) = (self.informers.of::<FunctionRevision>(), self.informers.of::<Deployment>());
+        let (revisions, deployments) =
+            (self.informers.of::<FunctionRevision>(), self.informers.of::<Deployment>());
         let (sets, pods) = (self.informers.of::<ReplicaSet>(), self.informers.of::<Pod>());
         let reconciler = Functions {
             client: self.client.clone(),
@@ -190,7 +197,8 @@ impl Cx<'_> {
         };
         let queue = Queue::new();
         reconciler.listen(&queue);
-        let needs = vec![ready(&functions), ready(&revisions), ready(&deployments), ready(&sets), ready(&pods)];
+        let needs =
+            vec![ready(&functions), ready(&revisions), ready(&deployments), ready(&sets), ready(&pods)];
         self.start("function", &functions, reconciler, queue, needs);
     }
 
@@ -215,7 +223,8 @@ impl Cx<'_> {
     }
 
     fn defaults(&self) {
-        let (namespaces, accounts) = (self.informers.of::<Namespace>(), self.informers.of::<ServiceAccount>());
+        let (namespaces, accounts) =
+            (self.informers.of::<Namespace>(), self.informers.of::<ServiceAccount>());
         let config_maps = self.informers.metadata_of(&ApiResource::erase::<ConfigMap>(&()));
         let reconciler = Defaults {
             client: self.client.clone(),
@@ -281,8 +290,12 @@ impl Cx<'_> {
             let resources = resources.clone();
             async move { resources.look().await }
         });
-        let collector =
-            Arc::new(Collector::new(self.client.clone(), self.informers, self.resources.clone(), queue.clone()));
+        let collector = Arc::new(Collector::new(
+            self.client.clone(),
+            self.informers,
+            self.resources.clone(),
+            queue.clone(),
+        ));
         let followed = Arc::clone(&collector);
         self.tasks.spawn("garbage-collector watches", move || {
             let followed = Arc::clone(&followed);

@@ -67,7 +67,8 @@ impl Nodes {
             }
             own.add(change.key.clone());
         });
-        let (own, heard, grace, nodes) = (queue.clone(), Arc::clone(&self.heard), self.grace, self.nodes.clone());
+        let (own, heard, grace, nodes) =
+            (queue.clone(), Arc::clone(&self.heard), self.grace, self.nodes.clone());
         self.leases.on_change(move |change: &Change<Lease>| {
             if change.key.namespace != LEASES || change.new.is_none() {
                 return;
@@ -75,7 +76,9 @@ impl Nodes {
             let before = hear(&heard, &change.key.name);
             // Most renewals change nothing; those after a silence do.
             let key = Key::cluster(change.key.name.clone());
-            if before.is_none_or(|before| before.elapsed() >= grace) || nodes.get(&key).is_some_and(|n| !is_ready(&n)) {
+            if before.is_none_or(|before| before.elapsed() >= grace)
+                || nodes.get(&key).is_some_and(|n| !is_ready(&n))
+            {
                 own.add(key);
             }
         });
@@ -90,10 +93,15 @@ impl Nodes {
         let api = Api::<Node>::all(self.client.clone());
         let version = &node.metadata.resource_version;
         if let Some(conditions) = &planned.conditions {
-            let patch = json!({"metadata": {"resourceVersion": version}, "status": {"conditions": conditions}});
+            let patch =
+                json!({"metadata": {"resourceVersion": version}, "status": {"conditions": conditions}});
             let written = api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
             self.writes.wrote(key, &written.doing(|| format!("writing the conditions of node {key}"))?);
-            self.recorder.normal(node_subject(node), "NodeNotReady", format!("Node {key} status is now: NodeNotReady"));
+            self.recorder.normal(
+                node_subject(node),
+                "NodeNotReady",
+                format!("Node {key} status is now: NodeNotReady"),
+            );
         }
         if let Some(taints) = &planned.taints {
             // The conditions were written a moment ago; the taints do not depend on anybody else's.
@@ -206,7 +214,9 @@ fn evicting(node: &Node) -> Vec<Taint> {
 #[async_trait]
 impl Reconcile for Evictions {
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
-        let Some(pod) = self.pods.get(key).filter(|pod| pod::is_active(pod)) else { return Ok(Next::OnChange) };
+        let Some(pod) = self.pods.get(key).filter(|pod| pod::is_active(pod)) else {
+            return Ok(Next::OnChange);
+        };
         let Some(node) = self.nodes.get(&Key::cluster(pod::node(&pod))) else { return Ok(Next::OnChange) };
         match plan::eviction(&pod, &evicting(&node), Timestamp::now()) {
             Eviction::Never => Ok(Next::OnChange),

@@ -76,8 +76,10 @@ fn unknown(current: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
 
 fn same(a: &[Taint], b: &[Taint]) -> bool {
     let view = |taints: &[Taint]| {
-        let mut keys: Vec<_> =
-            taints.iter().map(|t| (t.key.clone(), t.effect.clone(), t.value.clone().unwrap_or_default())).collect();
+        let mut keys: Vec<_> = taints
+            .iter()
+            .map(|t| (t.key.clone(), t.effect.clone(), t.value.clone().unwrap_or_default()))
+            .collect();
         keys.sort();
         keys
     };
@@ -172,7 +174,8 @@ mod tests {
     }
 
     fn node(ready: Option<&str>, spec: Value) -> Node {
-        let conditions = ready.map(|ready| json!([{"type": "Ready", "status": ready, "reason": "KubeletReady"}]));
+        let conditions =
+            ready.map(|ready| json!([{"type": "Ready", "status": ready, "reason": "KubeletReady"}]));
         serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": spec, "status": {"conditions": conditions.unwrap_or(json!([]))}})).unwrap()
     }
 
@@ -182,19 +185,34 @@ mod tests {
 
     #[test]
     fn a_ready_node_is_left_alone() {
-        let plan = plan(&node(Some("True"), json!({"taints": [{"key": "mine", "effect": "NoSchedule"}]})), false, now());
+        let plan = plan(
+            &node(Some("True"), json!({"taints": [{"key": "mine", "effect": "NoSchedule"}]})),
+            false,
+            now(),
+        );
         assert_eq!(plan, Plan { conditions: None, taints: None, lost: false });
     }
 
     #[test]
     fn a_silent_node_becomes_unknown_and_unreachable() {
-        let plan = plan(&node(Some("True"), json!({"taints": [{"key": "mine", "effect": "NoSchedule"}]})), true, now());
+        let plan = plan(
+            &node(Some("True"), json!({"taints": [{"key": "mine", "effect": "NoSchedule"}]})),
+            true,
+            now(),
+        );
         assert!(plan.lost);
         let conditions = plan.conditions.clone().unwrap();
         assert!(conditions.iter().all(|c| c.status == "Unknown") && conditions.len() == 4);
         assert_eq!(conditions[0].reason.as_deref(), Some("NodeStatusUnknown"));
         assert_eq!(conditions[1].reason.as_deref(), Some("NodeStatusNeverUpdated"));
-        assert_eq!(keys(&plan), ["mine:NoSchedule", "node.kubernetes.io/unreachable:NoSchedule", "node.kubernetes.io/unreachable:NoExecute"]);
+        assert_eq!(
+            keys(&plan),
+            [
+                "mine:NoSchedule",
+                "node.kubernetes.io/unreachable:NoSchedule",
+                "node.kubernetes.io/unreachable:NoExecute"
+            ]
+        );
         assert_eq!(plan.taints.unwrap()[2].time_added, Some(Time(now())));
     }
 
@@ -218,23 +236,47 @@ mod tests {
     #[test]
     fn a_node_that_says_it_is_not_ready_is_tainted_so() {
         let not_ready = plan(&node(Some("False"), json!({"unschedulable": true})), false, now());
-        assert_eq!(keys(&not_ready), [
-            "node.kubernetes.io/not-ready:NoSchedule", "node.kubernetes.io/not-ready:NoExecute", "node.kubernetes.io/unschedulable:NoSchedule"]);
+        assert_eq!(
+            keys(&not_ready),
+            [
+                "node.kubernetes.io/not-ready:NoSchedule",
+                "node.kubernetes.io/not-ready:NoExecute",
+                "node.kubernetes.io/unschedulable:NoSchedule"
+            ]
+        );
         assert_eq!(not_ready.conditions, None);
     }
 
     #[test]
     fn pods_leave_when_their_toleration_ends() {
-        let taint = |added: &str| vec![Taint { key: UNREACHABLE.into(), effect: "NoExecute".into(), value: None, time_added: Some(Time(added.parse().unwrap())) }];
-        let pod = |tolerations: Value| -> Pod {
-            serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [], "tolerations": tolerations}})).unwrap()
+        let taint = |added: &str| {
+            vec![Taint {
+                key: UNREACHABLE.into(),
+                effect: "NoExecute".into(),
+                value: None,
+                time_added: Some(Time(added.parse().unwrap())),
+            }]
         };
-        let default = pod(json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}]));
-        assert_eq!(eviction(&default, &taint("2026-01-01T00:08:00Z"), now()), Eviction::In(Duration::from_secs(180)));
+        let pod = |tolerations: Value| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {}, "spec": {"containers": [], "tolerations": tolerations}}),
+            )
+            .unwrap()
+        };
+        let default = pod(
+            json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}]),
+        );
+        assert_eq!(
+            eviction(&default, &taint("2026-01-01T00:08:00Z"), now()),
+            Eviction::In(Duration::from_secs(180))
+        );
         assert_eq!(eviction(&default, &taint("2026-01-01T00:05:00Z"), now()), Eviction::Now);
         assert_eq!(eviction(&default, &[], now()), Eviction::Never);
         assert_eq!(eviction(&pod(json!([])), &taint("2026-01-01T00:10:00Z"), now()), Eviction::Now);
-        assert_eq!(eviction(&pod(json!([{"operator": "Exists"}])), &taint("2026-01-01T00:00:00Z"), now()), Eviction::Never);
+        assert_eq!(
+            eviction(&pod(json!([{"operator": "Exists"}])), &taint("2026-01-01T00:00:00Z"), now()),
+            Eviction::Never
+        );
         let other = vec![Taint { key: "k".into(), effect: "NoSchedule".into(), ..Taint::default() }];
         assert_eq!(eviction(&pod(json!([])), &other, now()), Eviction::Never);
     }
