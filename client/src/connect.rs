@@ -34,8 +34,7 @@ pub async fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Clien
     let unusable = |why: String| Error::Unusable { path: path.to_owned(), why };
     let file = Kubeconfig::read_from(path).map_err(|e| unusable(e.to_string()))?;
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-    let config =
-        Config::from_custom_kubeconfig(file, &options).await.map_err(|e| unusable(e.to_string()))?;
+    let config = Config::from_custom_kubeconfig(file, &options).await.map_err(|e| unusable(e.to_string()))?;
     Client::try_from(config).map_err(|e| unusable(crate::status_text(&e)))
 }
 
@@ -54,8 +53,10 @@ mod tests {
     #[tokio::test]
     async fn requests_carry_the_identity_and_reach_the_router() {
         let answer = |Path((namespace, name)): Path<(String, String)>, Extension(who): Extension<Who>| async move {
-            Json(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace},
-                "data": {"who": who.0}}))
+            Json(
+                json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": namespace},
+                "data": {"who": who.0}}),
+            )
         };
         let router =
             axum::Router::new().route("/api/v1/namespaces/{namespace}/configmaps/{name}", get(answer));
@@ -73,7 +74,8 @@ mod tests {
     async fn a_missing_context_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
-        std::fs::write(&path, "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\n").unwrap();
+        std::fs::write(&path, "apiVersion: v1\nkind: Config\nclusters: []\nusers: []\ncontexts: []\n")
+            .unwrap();
         let Err(error) = from_kubeconfig(&path, Some("nowhere")).await else { panic!("no such context") };
         assert!(error.to_string().contains("nowhere"), "{error}");
     }

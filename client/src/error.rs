@@ -63,7 +63,12 @@ mod tests {
     use super::*;
 
     fn api(code: u16, reason: &str, message: &str) -> Error {
-        Error::Api(Box::new(Status { code, reason: reason.into(), message: message.into(), ..Status::default() }))
+        Error::Api(Box::new(Status {
+            code,
+            reason: reason.into(),
+            message: message.into(),
+            ..Status::default()
+        }))
     }
 
     #[test]

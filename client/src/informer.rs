@@ -153,7 +153,10 @@ impl<K: Resource> Informer<K> {
         let from = Bound::Included(Key::new(namespace, ""));
         let state = read(&self.inner.state);
         let range = state.by_key.range((from, Bound::Unbounded));
-        range.take_while(|(key, _)| key.namespace == namespace).map(|(_, object)| Arc::clone(object)).collect()
+        range
+            .take_while(|(key, _)| key.namespace == namespace)
+            .map(|(_, object)| Arc::clone(object))
+            .collect()
     }
 
     /// The objects whose controller has this uid.
@@ -247,7 +250,8 @@ impl<K: Resource> Informer<K> {
             let new = Arc::new(object);
             let old = write(&self.inner.state).insert(key.clone(), Arc::clone(&new));
             let same = old.as_ref().is_some_and(|old| {
-                old.meta().resource_version.is_some() && old.meta().resource_version == new.meta().resource_version
+                old.meta().resource_version.is_some()
+                    && old.meta().resource_version == new.meta().resource_version
             });
             if !same {
                 notify(&listeners, &Change { key, old, new: Some(new) });

@@ -30,7 +30,9 @@ pub enum Error {
     #[error("kubeconfig is malformed: {0}")]
     Malformed(String),
     /// An entry of that name exists and is not ours.
-    #[error("kubeconfig already has {what} \"{name}\" that Ketch did not create; choose another context name")]
+    #[error(
+        "kubeconfig already has {what} \"{name}\" that Ketch did not create; choose another context name"
+    )]
     Foreign {
         /// `a cluster`, `a user` or `a context`.
         what: &'static str,
@@ -276,7 +278,8 @@ mod tests {
 
     #[test]
     fn kube_reads_what_is_rendered() {
-        let file = kube::config::Kubeconfig::from_yaml(&render(&entry("https://127.0.0.1:6443")).unwrap()).unwrap();
+        let file =
+            kube::config::Kubeconfig::from_yaml(&render(&entry("https://127.0.0.1:6443")).unwrap()).unwrap();
         assert_eq!(file.current_context.as_deref(), Some("ketch"));
         let cluster = file.clusters[0].cluster.as_ref().unwrap();
         assert_eq!(cluster.server.as_deref(), Some("https://127.0.0.1:6443"));

@@ -280,7 +280,10 @@ mod tests {
         let first = rounds.recv().await.unwrap();
         let second = rounds.recv().await.unwrap();
         assert_eq!((second - first).as_secs(), 60);
-        assert_eq!(report(&tasks, "tick").completed, 2 - u64::from(report(&tasks, "tick").state == State::Running));
+        assert_eq!(
+            report(&tasks, "tick").completed,
+            2 - u64::from(report(&tasks, "tick").state == State::Running)
+        );
     }
 
     /// Tells when it is dropped.

@@ -21,15 +21,27 @@ async fn slices_and_endpoints_follow_pods_and_then_rest() {
         .await;
     let ready = |wanted: usize| {
         move |slices: &[EndpointSlice]| {
-            let ours = slices.iter().filter(|s| s.metadata.labels.as_ref().is_some_and(|l| l["kubernetes.io/service-name"] == "web"));
+            let ours = slices.iter().filter(|s| {
+                s.metadata.labels.as_ref().is_some_and(|l| l["kubernetes.io/service-name"] == "web")
+            });
             let ours: Vec<_> = ours.cloned().collect();
-            let count = ours.iter().flat_map(|s| &s.endpoints).filter(|e| e.conditions.as_ref().unwrap().ready == Some(true)).count();
-            if count == wanted && ours.len() == 1 { Ok(ours[0].clone()) } else { Err(format!("{count} endpoints in {} slices", ours.len())) }
+            let count = ours
+                .iter()
+                .flat_map(|s| &s.endpoints)
+                .filter(|e| e.conditions.as_ref().unwrap().ready == Some(true))
+                .count();
+            if count == wanted && ours.len() == 1 {
+                Ok(ours[0].clone())
+            } else {
+                Err(format!("{count} endpoints in {} slices", ours.len()))
+            }
         }
     };
     let slice = cluster.until_all(ready(3)).await;
     assert_eq!(slice.ports.as_ref().unwrap()[0].port, Some(8080));
-    let addresses = |endpoints: &Endpoints| endpoints.subsets.iter().flatten().flat_map(|s| s.addresses.iter().flatten()).count();
+    let addresses = |endpoints: &Endpoints| {
+        endpoints.subsets.iter().flatten().flat_map(|s| s.addresses.iter().flatten()).count()
+    };
     cluster.until("web", |e: &Endpoints| check(addresses(e) == 3, "not three addresses")).await;
 
     cluster.patch::<Deployment>("web", json!({"spec": {"replicas": 1}})).await;

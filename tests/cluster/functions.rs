@@ -26,7 +26,11 @@ fn all(name: &str) -> Vec<(String, i32)> {
 async fn traffic_goes_only_where_it_works() {
     let cluster = Cluster::start(&["n1"]).await;
     cluster.broken.lock().unwrap().insert("ketch.local/default/hello@sha256:bad".into());
-    cluster.create::<Function>(json!({"metadata": {"name": "hello"}, "spec": {"image": "ketch.local/default/hello@sha256:1"}})).await;
+    cluster
+        .create::<Function>(
+            json!({"metadata": {"name": "hello"}, "spec": {"image": "ketch.local/default/hello@sha256:1"}}),
+        )
+        .await;
     let url = cluster
         .until("hello", |f: &Function| {
             check(traffic(f) == all("hello-00001") && ready(f).0 == "True", "not served")?;
@@ -41,7 +45,9 @@ async fn traffic_goes_only_where_it_works() {
     assert_eq!(pods[0].metadata.labels.as_ref().unwrap()["ketch.dev/revision"], "hello-00001");
     assert_eq!(pods[0].spec.as_ref().unwrap().runtime_class_name.as_deref(), Some("ketch-wasm"));
 
-    cluster.patch::<Function>("hello", json!({"spec": {"image": "ketch.local/default/hello@sha256:bad"}})).await;
+    cluster
+        .patch::<Function>("hello", json!({"spec": {"image": "ketch.local/default/hello@sha256:bad"}}))
+        .await;
     let message = cluster
         .until("hello", |f: &Function| {
             let (status, message) = ready(f);
@@ -50,14 +56,30 @@ async fn traffic_goes_only_where_it_works() {
             Ok(message)
         })
         .await;
-    assert!(message.contains("it panics at once") && message.contains("hello-00001 still answers"), "{message}");
+    assert!(
+        message.contains("it panics at once") && message.contains("hello-00001 still answers"),
+        "{message}"
+    );
 
-    cluster.patch::<Function>("hello", json!({"spec": {"image": "ketch.local/default/hello@sha256:3"}})).await;
-    cluster.until("hello", |f: &Function| check(traffic(f) == all("hello-00003"), "not moved to the third")).await;
+    cluster
+        .patch::<Function>("hello", json!({"spec": {"image": "ketch.local/default/hello@sha256:3"}}))
+        .await;
+    cluster
+        .until("hello", |f: &Function| check(traffic(f) == all("hello-00003"), "not moved to the third"))
+        .await;
     let first = cluster.api::<Deployment>().get("hello-00001").await.unwrap();
     assert_eq!(first.spec.unwrap().replicas, Some(1), "it lingers");
 
-    cluster.patch::<Function>("hello", json!({"spec": {"traffic": [{"revisionName": "hello-00001", "percent": 100}]}})).await;
-    cluster.until("hello", |f: &Function| check(traffic(f) == all("hello-00001") && ready(f).0 == "True", "not back")).await;
+    cluster
+        .patch::<Function>(
+            "hello",
+            json!({"spec": {"traffic": [{"revisionName": "hello-00001", "percent": 100}]}}),
+        )
+        .await;
+    cluster
+        .until("hello", |f: &Function| {
+            check(traffic(f) == all("hello-00001") && ready(f).0 == "True", "not back")
+        })
+        .await;
     cluster.shutdown().await;
 }

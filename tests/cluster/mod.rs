@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod functions;
+mod lifecycle;
 mod workloads;
 
 use std::{
@@ -103,7 +104,8 @@ impl Cluster {
         pods.on_change(move |change: &Change<Pod>| to.add(change.key.clone()));
         let (client, broken) = (self.client.clone(), Arc::clone(&self.broken));
         self.tasks.spawn("nodes", move || {
-            let (client, broken, queue, pods) = (client.clone(), Arc::clone(&broken), queue.clone(), pods.clone());
+            let (client, broken, queue, pods) =
+                (client.clone(), Arc::clone(&broken), queue.clone(), pods.clone());
             async move {
                 loop {
                     let key = queue.next().await;
@@ -125,7 +127,11 @@ impl Cluster {
 
     pub(crate) async fn create<K>(&self, object: Value) -> K
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + Serialize + DeserializeOwned,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + Serialize
+            + DeserializeOwned,
     {
         let object: K = serde_json::from_value(object).unwrap();
         self.api::<K>().create(&PostParams::default(), &object).await.unwrap()
@@ -133,7 +139,10 @@ impl Cluster {
 
     pub(crate) async fn patch<K>(&self, name: &str, patch: Value) -> K
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
     {
         self.api::<K>().patch(name, &PatchParams::default(), &Patch::Merge(patch)).await.unwrap()
     }
@@ -141,7 +150,10 @@ impl Cluster {
     /// Waits until an object satisfies `condition`, which says what is still wrong.
     pub(crate) async fn until<K, T>(&self, name: &str, condition: impl Fn(&K) -> Result<T, String>) -> T
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
     {
         let api = self.api::<K>();
         eventually(async || match api.get_opt(name).await.unwrap() {
@@ -154,7 +166,10 @@ impl Cluster {
     /// Waits until the list of a kind satisfies `condition`.
     pub(crate) async fn until_all<K, T>(&self, condition: impl Fn(&[K]) -> Result<T, String>) -> T
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
     {
         let api = self.api::<K>();
         eventually(async || condition(&api.list(&Default::default()).await.unwrap().items)).await
@@ -172,7 +187,9 @@ pub(crate) async fn eventually<T>(mut ask: impl AsyncFnMut() -> Result<T, String
     loop {
         match ask().await {
             Ok(value) => return value,
-            Err(seen) if tokio::time::Instant::now() > deadline => panic!("not within {PATIENCE:?}; last seen: {seen}"),
+            Err(seen) if tokio::time::Instant::now() > deadline => {
+                panic!("not within {PATIENCE:?}; last seen: {seen}")
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
         }
     }

@@ -20,7 +20,10 @@ fn image_of(pod: &Pod) -> String {
 fn is_complete(deployment: &Deployment, replicas: i32) -> Result<(), String> {
     let status = deployment.status.clone().unwrap_or_default();
     let all = [status.replicas, status.updated_replicas, status.ready_replicas, status.available_replicas];
-    check(all == [Some(replicas); 4] && status.observed_generation == deployment.metadata.generation, "not complete")
+    check(
+        all == [Some(replicas); 4] && status.observed_generation == deployment.metadata.generation,
+        "not complete",
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -29,18 +32,33 @@ async fn a_deployment_runs_rolls_scales_and_rolls_back() {
     cluster.create::<Deployment>(web(3, "v1")).await;
     cluster.until("web", |d: &Deployment| is_complete(d, 3)).await;
     cluster
-        .until_all(|pods: &[Pod]| check(pods.len() == 3 && pods.iter().all(|p| image_of(p) == "v1"), "not three pods of v1"))
+        .until_all(|pods: &[Pod]| {
+            check(pods.len() == 3 && pods.iter().all(|p| image_of(p) == "v1"), "not three pods of v1")
+        })
         .await;
 
-    cluster.patch::<Deployment>("web", json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "v2"}]}}}})).await;
+    cluster
+        .patch::<Deployment>(
+            "web",
+            json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "v2"}]}}}}),
+        )
+        .await;
     cluster.until("web", |d: &Deployment| is_complete(d, 3)).await;
     cluster
-        .until_all(|pods: &[Pod]| check(pods.len() == 3 && pods.iter().all(|p| image_of(p) == "v2"), "not three pods of v2"))
+        .until_all(|pods: &[Pod]| {
+            check(pods.len() == 3 && pods.iter().all(|p| image_of(p) == "v2"), "not three pods of v2")
+        })
         .await;
     let sets = cluster
-        .until_all(|sets: &[ReplicaSet]| if sets.len() == 2 { Ok(sets.to_vec()) } else { Err("not two sets".into()) })
+        .until_all(
+            |sets: &[ReplicaSet]| {
+                if sets.len() == 2 { Ok(sets.to_vec()) } else { Err("not two sets".into()) }
+            },
+        )
         .await;
-    let revision = |set: &ReplicaSet| set.metadata.annotations.as_ref().unwrap()["deployment.kubernetes.io/revision"].clone();
+    let revision = |set: &ReplicaSet| {
+        set.metadata.annotations.as_ref().unwrap()["deployment.kubernetes.io/revision"].clone()
+    };
     let mut revisions: Vec<_> = sets.iter().map(revision).collect();
     revisions.sort();
     assert_eq!(revisions, ["1", "2"]);
@@ -79,14 +97,20 @@ async fn a_deleted_pod_is_replaced_and_one_that_does_not_fit_says_why() {
     cluster.api::<Pod>().delete(first.metadata.name.as_deref().unwrap(), &Default::default()).await.unwrap();
     cluster
         .until_all(|pods: &[Pod]| {
-            let ready = pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
-            check(ready.count() == 2 && pods.iter().all(|p| p.metadata.uid != first.metadata.uid), "not replaced")
+            let ready =
+                pods.iter().filter(|p| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running"));
+            check(
+                ready.count() == 2 && pods.iter().all(|p| p.metadata.uid != first.metadata.uid),
+                "not replaced",
+            )
         })
         .await;
 
     cluster
-        .create::<Pod>(json!({"metadata": {"name": "huge"}, "spec": {"containers": [{"name": "c", "image": "v1",
-            "resources": {"requests": {"cpu": "100"}}}]}}))
+        .create::<Pod>(
+            json!({"metadata": {"name": "huge"}, "spec": {"containers": [{"name": "c", "image": "v1",
+            "resources": {"requests": {"cpu": "100"}}}]}}),
+        )
         .await;
     let message = cluster
         .until("huge", |pod: &Pod| {
@@ -105,7 +129,9 @@ async fn pods_that_wait_for_a_node_are_bound_when_it_comes() {
     cluster.create::<Deployment>(web(3, "v1")).await;
     cluster
         .until_all(|pods: &[Pod]| {
-            let told = |p: &Pod| p.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|c| !c.is_empty());
+            let told = |p: &Pod| {
+                p.status.as_ref().and_then(|s| s.conditions.as_ref()).is_some_and(|c| !c.is_empty())
+            };
             check(pods.len() == 3 && pods.iter().all(told), "not three waiting pods")
         })
         .await;

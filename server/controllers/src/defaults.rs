@@ -5,7 +5,9 @@ use ketch_api::k8s::{
     api::core::v1::{ConfigMap, Namespace, ServiceAccount},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use ketch_client::{Change, Informer, Key, Queue, is_already_exists, is_forbidden_by_termination, is_not_found};
+use ketch_client::{
+    Change, Informer, Key, Queue, is_already_exists, is_forbidden_by_termination, is_not_found,
+};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
@@ -56,7 +58,8 @@ fn plan(active: bool, has_account: bool, ca: &str, config_map: Option<&ConfigMap
     if ca.is_empty() {
         return ops;
     }
-    let current = config_map.map(|map| map.data.as_ref().and_then(|data| data.get(CA_KEY)).map(String::as_str));
+    let current =
+        config_map.map(|map| map.data.as_ref().and_then(|data| data.get(CA_KEY)).map(String::as_str));
     match current {
         None => ops.push(Op::CreateCa),
         Some(text) if text != Some(ca) => ops.push(Op::RestoreCa),
@@ -128,7 +131,9 @@ impl Reconcile for Defaults {
         for op in plan(active, has_account, &self.ca, config_map.as_ref()) {
             match self.apply(&key.name, op).await {
                 Err(error)
-                    if is_already_exists(&error) || is_not_found(&error) || is_forbidden_by_termination(&error) => {}
+                    if is_already_exists(&error)
+                        || is_not_found(&error)
+                        || is_forbidden_by_termination(&error) => {}
                 other => other.doing(|| format!("filling namespace {}", key.name))?,
             }
         }
@@ -142,7 +147,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_made_and_what_was_changed_is_restored() {
-        let map = |ca: &str| ConfigMap { data: Some([(CA_KEY.to_owned(), ca.to_owned())].into()), ..ConfigMap::default() };
+        let map = |ca: &str| ConfigMap {
+            data: Some([(CA_KEY.to_owned(), ca.to_owned())].into()),
+            ..ConfigMap::default()
+        };
         assert_eq!(plan(true, false, "CA", None), [Op::CreateAccount, Op::CreateCa]);
         assert_eq!(plan(true, true, "CA", Some(&map("CA"))), []);
         assert_eq!(plan(true, true, "CA", Some(&map("other"))), [Op::RestoreCa]);

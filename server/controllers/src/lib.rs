@@ -5,13 +5,19 @@
 //! of keys, level-triggered; informers (one watch per kind, `ketch-client`) fill the queues; [`owner`] has
 //! the rules of adoption. Nothing here may use the store or the API server's insides.
 
+mod defaults;
 mod deployment;
 mod endpoints;
 mod error;
 mod function;
+mod gc;
+mod housekeeping;
+mod namespace;
+mod node;
 mod owner;
 mod pod;
 mod replicaset;
+mod resources;
 mod runner;
 mod start;
 

@@ -40,7 +40,11 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
 }
 
 /// Whether the pod has been ready for `min_ready_seconds`; if only time is missing, how much.
-pub(crate) fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Result<(), Option<Duration>> {
+pub(crate) fn availability(
+    pod: &Pod,
+    min_ready_seconds: i32,
+    now: Timestamp,
+) -> Result<(), Option<Duration>> {
     if !is_ready(pod) {
         return Err(None);
     }

@@ -30,11 +30,14 @@ pub(crate) struct Kind {
     pub(crate) delete_collection: bool,
 }
 
+/// The kinds, and when they were asked for.
+type Answer = (Instant, Arc<Vec<Kind>>);
+
 /// The kinds of one server, asked for at most every [`FRESH`].
 #[derive(Clone)]
 pub(crate) struct Resources {
     client: Client,
-    cached: Arc<Mutex<Option<(Instant, Arc<Vec<Kind>>)>>>,
+    cached: Arc<Mutex<Option<Answer>>>,
     changes: watch::Sender<Arc<Vec<Kind>>>,
 }
 
@@ -55,7 +58,8 @@ impl Resources {
     }
 
     async fn refresh(&self) -> Result<Arc<Vec<Kind>>, Error> {
-        let discovery = Discovery::new(self.client.clone()).run().await.doing(|| "discovering resources".into())?;
+        let discovery =
+            Discovery::new(self.client.clone()).run().await.doing(|| "discovering resources".into())?;
         let kinds = discovery.groups().flat_map(|group| group.recommended_resources()).filter_map(usable);
         let kinds = Arc::new(kinds.collect::<Vec<_>>());
         let entry = Some((Instant::now(), Arc::clone(&kinds)));

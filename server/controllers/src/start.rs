@@ -7,16 +7,25 @@ use ketch_api::{
     function::{Function, FunctionRevision},
     k8s::api::{
         apps::v1::{Deployment, ReplicaSet},
-        core::v1::Pod,
+        coordination::v1::Lease,
+        core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+        discovery::v1::EndpointSlice,
     },
 };
 use ketch_client::{Informer, Informers, Key, Queue, Recorder, Report, Tasks};
-use kube::{Client, Resource};
+use kube::{Client, Resource, core::ApiResource};
 
 use crate::{
+    defaults::Defaults,
     deployment::Deployments,
+    endpoints::ServiceEndpoints,
     function::Functions,
+    gc::Collector,
+    housekeeping,
+    namespace::Namespaces,
+    node::{Evictions, Nodes},
     replicaset::ReplicaSets,
+    resources::Resources,
     runner::{self, Reconcile, Writes},
 };
 
@@ -72,10 +81,19 @@ impl Controllers {
 /// other and with the scheduler.
 pub fn run_all(client: Client, informers: &Informers, options: Options) -> Controllers {
     let tasks = Tasks::new();
-    let cx = Cx { recorder: Recorder::new(client.clone(), "ketch", &tasks), client, informers, tasks: &tasks, options };
+    let recorder = Recorder::new(client.clone(), "ketch", &tasks);
+    let resources = Resources::new(client.clone());
+    let cx = Cx { client, informers, tasks: &tasks, recorder, resources, options };
     cx.replica_sets();
     cx.deployments();
     cx.functions();
+    cx.endpoints();
+    cx.defaults();
+    cx.nodes();
+    cx.evictions();
+    cx.namespaces();
+    cx.garbage_collection();
+    cx.housekeeping();
     Controllers { tasks }
 }
 
@@ -85,6 +103,7 @@ struct Cx<'a> {
     informers: &'a Informers,
     tasks: &'a Tasks,
     recorder: Recorder,
+    resources: Resources,
     options: Options,
 }
 
@@ -102,8 +121,14 @@ fn ready<K: Resource + Send + Sync + 'static>(informer: &Informer<K>) -> Ready {
 impl Cx<'_> {
     /// Starts a reconciler of `K`s. It runs once everything in `needs` is complete: what it cannot see yet
     /// would seem to be missing.
-    fn start<K, R>(&self, name: &'static str, primary: &Informer<K>, reconciler: R, queue: Queue<Key>, needs: Vec<Ready>)
-    where
+    fn start<K, R>(
+        &self,
+        name: &'static str,
+        primary: &Informer<K>,
+        reconciler: R,
+        queue: Queue<Key>,
+        needs: Vec<Ready>,
+    ) where
         K: Resource + Send + Sync + 'static,
         R: Reconcile,
     {
@@ -154,7 +179,8 @@ impl Cx<'_> {
 
     fn functions(&self) {
         let functions = self.informers.of::<Function>();
-        let (revisions, deployments) = (self.informers.of::<FunctionRevision>(), self.informers.of::<Deployment>());
+        let (revisions, deployments) =
+            (self.informers.of::<FunctionRevision>(), self.informers.of::<Deployment>());
         let (sets, pods) = (self.informers.of::<ReplicaSet>(), self.informers.of::<Pod>());
         let reconciler = Functions {
             client: self.client.clone(),
@@ -171,10 +197,158 @@ impl Cx<'_> {
         };
         let queue = Queue::new();
         reconciler.listen(&queue);
-        let needs = vec![ready(&functions), ready(&revisions), ready(&deployments), ready(&sets), ready(&pods)];
+        let needs =
+            vec![ready(&functions), ready(&revisions), ready(&deployments), ready(&sets), ready(&pods)];
         self.start("function", &functions, reconciler, queue, needs);
+    }
+
+    fn endpoints(&self) {
+        let (services, pods, nodes) =
+            (self.informers.of::<Service>(), self.informers.of::<Pod>(), self.informers.of::<Node>());
+        let (slices, endpoints) = (self.informers.of::<EndpointSlice>(), self.informers.of::<Endpoints>());
+        let reconciler = ServiceEndpoints {
+            client: self.client.clone(),
+            services: services.clone(),
+            pods: pods.clone(),
+            nodes: nodes.clone(),
+            slices: slices.clone(),
+            endpoints: endpoints.clone(),
+            slice_writes: Writes::default(),
+            endpoints_writes: Writes::default(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        let needs = vec![ready(&services), ready(&pods), ready(&nodes), ready(&slices), ready(&endpoints)];
+        self.start("endpoints", &services, reconciler, queue, needs);
+    }
+
+    fn defaults(&self) {
+        let (namespaces, accounts) =
+            (self.informers.of::<Namespace>(), self.informers.of::<ServiceAccount>());
+        let config_maps = self.informers.metadata_of(&ApiResource::erase::<ConfigMap>(&()));
+        let reconciler = Defaults {
+            client: self.client.clone(),
+            namespaces: namespaces.clone(),
+            accounts: accounts.clone(),
+            config_maps: config_maps.clone(),
+            ca: self.options.ca.clone(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        let needs = vec![ready(&namespaces), ready(&accounts), ready(&config_maps)];
+        self.start("namespace-defaults", &namespaces, reconciler, queue, needs);
+    }
+
+    fn nodes(&self) {
+        let (nodes, leases, pods) =
+            (self.informers.of::<Node>(), self.informers.of::<Lease>(), self.informers.of::<Pod>());
+        let reconciler = Nodes {
+            client: self.client.clone(),
+            nodes: nodes.clone(),
+            leases: leases.clone(),
+            pods: pods.clone(),
+            recorder: self.recorder.named("node-controller"),
+            writes: Writes::default(),
+            grace: self.options.node_grace,
+            heard: Arc::default(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        self.start("node", &nodes, reconciler, queue, vec![ready(&nodes), ready(&leases), ready(&pods)]);
+    }
+
+    fn evictions(&self) {
+        let (nodes, pods) = (self.informers.of::<Node>(), self.informers.of::<Pod>());
+        let reconciler = Evictions {
+            client: self.client.clone(),
+            nodes: nodes.clone(),
+            pods: pods.clone(),
+            recorder: self.recorder.named("taint-eviction-controller"),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        self.start("eviction", &pods, reconciler, queue, vec![ready(&nodes), ready(&pods)]);
+    }
+
+    fn namespaces(&self) {
+        let (namespaces, pods) = (self.informers.of::<Namespace>(), self.informers.of::<Pod>());
+        let reconciler = Namespaces {
+            client: self.client.clone(),
+            namespaces: namespaces.clone(),
+            pods: pods.clone(),
+            resources: self.resources.clone(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        self.start("namespace", &namespaces, reconciler, queue, vec![ready(&namespaces), ready(&pods)]);
+    }
+
+    fn garbage_collection(&self) {
+        let queue = Queue::new();
+        let resources = self.resources.clone();
+        self.tasks.periodic("discovery", DISCOVERY_PERIOD, move || {
+            let resources = resources.clone();
+            async move { resources.look().await }
+        });
+        let collector = Arc::new(Collector::new(
+            self.client.clone(),
+            self.informers,
+            self.resources.clone(),
+            queue.clone(),
+        ));
+        let followed = Arc::clone(&collector);
+        self.tasks.spawn("garbage-collector watches", move || {
+            let followed = Arc::clone(&followed);
+            async move { followed.follow().await }
+        });
+        self.tasks.spawn("garbage-collector", move || {
+            runner::run("garbage-collector", Arc::clone(&collector), queue.clone(), WORKERS)
+        });
+    }
+
+    fn housekeeping(&self) {
+        let (pods, nodes, leases) =
+            (self.informers.of::<Pod>(), self.informers.of::<Node>(), self.informers.of::<Lease>());
+        let sweeper = housekeeping::Pods {
+            client: self.client.clone(),
+            pods,
+            nodes: nodes.clone(),
+            limit: self.options.ended_pods,
+            missing: Arc::default(),
+        };
+        self.tasks.periodic("pod sweep", POD_PERIOD, move || {
+            let sweeper = sweeper.clone();
+            async move { sweeper.sweep().await }
+        });
+        let (client, ttl) = (self.client.clone(), self.options.event_ttl);
+        self.tasks.periodic("event sweep", Duration::ZERO, move || {
+            let client = client.clone();
+            async move {
+                let due = housekeeping::sweep_events(&client, ttl).await?;
+                tokio::time::sleep(due.max(EVENT_PERIOD)).await;
+                Ok(())
+            }
+        });
+        let client = self.client.clone();
+        self.tasks.periodic("lease sweep", SLOW_PERIOD, move || {
+            let (client, leases, nodes) = (client.clone(), leases.clone(), nodes.clone());
+            async move { housekeeping::sweep_leases(&client, &leases, &nodes).await }
+        });
+        let client = self.client.clone();
+        self.tasks.periodic("token sweep", SLOW_PERIOD, move || {
+            let client = client.clone();
+            async move { housekeeping::sweep_tokens(&client).await }
+        });
     }
 }
 
 /// Objects of one kind that are worked on at a time.
 const WORKERS: usize = 8;
+/// Pods that no node will end are looked for this often; upstream does every 20 s.
+const POD_PERIOD: Duration = Duration::from_secs(20);
+/// Events are looked through no more often than this.
+const EVENT_PERIOD: Duration = Duration::from_secs(60);
+/// For what is in no hurry.
+const SLOW_PERIOD: Duration = Duration::from_secs(600);
+/// New kinds are looked for this often.
+const DISCOVERY_PERIOD: Duration = Duration::from_secs(300);

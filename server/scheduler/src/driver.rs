@@ -44,7 +44,8 @@ impl Scheduler {
     pub fn start(client: Client, informers: &Informers) -> Self {
         let tasks = Tasks::new();
         let recorder = Recorder::new(client.clone(), NAME, &tasks);
-        let (pods, nodes, namespaces) = (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
+        let (pods, nodes, namespaces) =
+            (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
         tasks.spawn("scheduler", move || {
             let inbox = subscribe(&pods, &nodes, &namespaces);
             let (pods, nodes, namespaces) = (pods.clone(), nodes.clone(), namespaces.clone());
@@ -280,12 +281,14 @@ impl Actor {
         self.recorder.warning(Subject::of(info.pod.as_ref()), "FailedScheduling", message);
         let Some(condition) = condition else { return Outcome::Told };
         let others = info.pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
-        let mut conditions: Vec<PodCondition> = others.filter(|c| c.type_ != condition.type_).cloned().collect();
+        let mut conditions: Vec<PodCondition> =
+            others.filter(|c| c.type_ != condition.type_).cloned().collect();
         conditions.push(condition);
         let meta = &info.pod.metadata;
         let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": conditions}});
         let name = meta.name.as_deref().unwrap_or_default();
-        let written = self.api(&info.pod).patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        let written =
+            self.api(&info.pod).patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await;
         if let Err(error) = written
             && !is_not_found(&error)
         {

@@ -65,7 +65,8 @@ impl Pending {
             return;
         };
         // Its status is written by us; only another spec or other labels are a reason to try again.
-        let same = entry.info.pod.spec == info.pod.spec && entry.info.pod.metadata.labels == info.pod.metadata.labels;
+        let same = entry.info.pod.spec == info.pod.spec
+            && entry.info.pod.metadata.labels == info.pod.metadata.labels;
         entry.info = info;
         if !same {
             entry.tries = 0;

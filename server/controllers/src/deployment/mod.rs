@@ -54,8 +54,11 @@ impl Deployments {
         // `Recreate` waits for the last old pod to go.
         let (by_pod, deployments, sets) = (queue.clone(), self.deployments.clone(), self.sets.clone());
         self.pods.on_change(move |change: &Change<Pod>| {
-            let gone = change.latest().filter(|_| change.new.as_ref().is_none_or(|p| crate::pod::is_finished(p)));
-            let Some(controller) = gone.and_then(|pod| owner::controller_of(&pod.metadata).cloned()) else { return };
+            let gone =
+                change.latest().filter(|_| change.new.as_ref().is_none_or(|p| crate::pod::is_finished(p)));
+            let Some(controller) = gone.and_then(|pod| owner::controller_of(&pod.metadata).cloned()) else {
+                return;
+            };
             let set = sets.get(&Key::new(change.key.namespace.clone(), controller.name));
             if let Some(set) = set.filter(|set| owner::uid(&set.metadata) == controller.uid) {
                 notify(&by_pod, &deployments, &set);
@@ -71,7 +74,8 @@ impl Deployments {
     ) -> Result<bool, Error> {
         let api = Api::<ReplicaSet>::namespaced(self.client.clone(), &key.namespace);
         let own = owner::uid(&deployment.metadata);
-        let adopt = claim.adopt.iter().map(|s| (s, owner::adoption(&s.metadata, owner::reference(deployment))));
+        let adopt =
+            claim.adopt.iter().map(|s| (s, owner::adoption(&s.metadata, owner::reference(deployment))));
         let release = claim.release.iter().map(|s| (s, owner::disowning(&s.metadata, &[own])));
         for (set, patch) in adopt.chain(release) {
             let name = owner::name(&set.metadata);
@@ -168,14 +172,22 @@ impl Deployments {
                 self.recorder.warning(
                     Subject::of(deployment),
                     "ReplicaSetCreateError",
-                    format!("Failed to create new replica set \"{name}\": {}", ketch_client::status_text(&error)),
+                    format!(
+                        "Failed to create new replica set \"{name}\": {}",
+                        ketch_client::status_text(&error)
+                    ),
                 );
                 Err(error).doing(|| format!("creating replicaset {name}"))
             }
         }
     }
 
-    async fn write_status(&self, key: &Key, deployment: &Deployment, status: DeploymentStatus) -> Result<(), Error> {
+    async fn write_status(
+        &self,
+        key: &Key,
+        deployment: &Deployment,
+        status: DeploymentStatus,
+    ) -> Result<(), Error> {
         if deployment.status.as_ref() == Some(&status) {
             return Ok(());
         }

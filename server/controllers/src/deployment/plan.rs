@@ -184,7 +184,8 @@ fn roll(
             .filter(|set| size::asked(set) > 0)
             .filter_map(|set| scale(deployment, set, 0))
             .collect();
-        let still_running = sets.older.iter().any(|set| (observed.pods)(set).iter().any(|p| !pod::is_finished(p)));
+        let still_running =
+            sets.older.iter().any(|set| (observed.pods)(set).iter().any(|p| !pod::is_finished(p)));
         if !shrinking.is_empty() || still_running {
             return shrinking;
         }
@@ -238,7 +239,8 @@ fn new_set(deployment: &Deployment, older: &[&ReplicaSet], revision: &str) -> Re
     let meta = template.metadata.get_or_insert_default();
     meta.labels = with_hash(meta.labels.take());
     let labels = meta.labels.clone();
-    let selector = LabelSelector { match_labels: with_hash(spec.selector.match_labels.clone()), ..spec.selector };
+    let selector =
+        LabelSelector { match_labels: with_hash(spec.selector.match_labels.clone()), ..spec.selector };
     let mut annotations = copied_annotations(deployment, BTreeMap::new());
     annotations.extend(size_annotations(deployment));
     annotations.insert(REVISION.into(), revision.to_owned());
@@ -285,7 +287,8 @@ fn update_newest(
         annotations.insert(REVISION.into(), revision.clone());
         if !own.is_empty() {
             let past = before.get(REVISION_HISTORY).filter(|past| !past.is_empty());
-            annotations.insert(REVISION_HISTORY.into(), past.map_or(own.clone(), |past| format!("{past},{own}")));
+            annotations
+                .insert(REVISION_HISTORY.into(), past.map_or(own.clone(), |past| format!("{past},{own}")));
         }
     }
     let min_ready = deployment.spec.as_ref().and_then(|spec| spec.min_ready_seconds);
@@ -304,7 +307,10 @@ fn revision_op(deployment: &Deployment, revision: &str) -> Option<Op> {
     (current.map(String::as_str) != Some(revision)).then(|| Op::Revision(revision.to_owned()))
 }
 
-fn copied_annotations(deployment: &Deployment, mut into: BTreeMap<String, String>) -> BTreeMap<String, String> {
+fn copied_annotations(
+    deployment: &Deployment,
+    mut into: BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let annotations = deployment.metadata.annotations.iter().flatten();
     for (key, value) in annotations.filter(|(key, _)| !NOT_COPIED.contains(&key.as_str())) {
         into.insert(key.clone(), value.clone());

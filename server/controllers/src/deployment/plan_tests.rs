@@ -26,7 +26,12 @@ impl World {
                     "spec": {"containers": [{"name": "c", "image": "v1"}]}}},
         });
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        Self { deployment: serde_json::from_value(deployment).unwrap(), sets: Vec::new(), pods: Vec::new(), now }
+        Self {
+            deployment: serde_json::from_value(deployment).unwrap(),
+            sets: Vec::new(),
+            pods: Vec::new(),
+            now,
+        }
     }
 
     fn change(&mut self, change: impl FnOnce(&mut ketch_api::k8s::api::apps::v1::DeploymentSpec)) {
@@ -102,8 +107,10 @@ impl World {
             let asked = size::asked(set);
             let ready = if broken.contains(&Self::image(set).as_str()) { 0 } else { asked };
             set.status = Some(
-                serde_json::from_value(json!({"replicas": asked, "readyReplicas": ready, "availableReplicas": ready,
-                    "observedGeneration": 1}))
+                serde_json::from_value(
+                    json!({"replicas": asked, "readyReplicas": ready, "availableReplicas": ready,
+                    "observedGeneration": 1}),
+                )
                 .unwrap(),
             );
         }
@@ -162,7 +169,10 @@ fn the_first_rollout_makes_one_set() {
     assert_eq!((value.as_str(), reason.as_str()), ("True", "NewReplicaSetAvailable"));
     assert_eq!(message, format!("ReplicaSet \"web-{hash}\" has successfully progressed."));
     let status = world.deployment.status.clone().unwrap();
-    assert_eq!((status.replicas, status.updated_replicas, status.available_replicas), (Some(3), Some(3), Some(3)));
+    assert_eq!(
+        (status.replicas, status.updated_replicas, status.available_replicas),
+        (Some(3), Some(3), Some(3))
+    );
     assert_eq!((status.unavailable_replicas, status.observed_generation), (None, Some(1)));
 }
 
@@ -189,7 +199,9 @@ fn undo_makes_the_old_set_the_newest_revision() {
     world.set_image("v1");
     world.roll_out(&[], 2, 3);
     assert_eq!(world.summary(), [("v1".into(), 2, "3".into()), ("v2".into(), 0, "2".into())]);
-    let history = world.sets[0].metadata.annotations.as_ref().unwrap()["deployment.kubernetes.io/revision-history"].clone();
+    let history =
+        world.sets[0].metadata.annotations.as_ref().unwrap()["deployment.kubernetes.io/revision-history"]
+            .clone();
     assert_eq!(history, "1");
 }
 
@@ -268,7 +280,10 @@ fn history_is_cut_to_its_limit() {
 
 #[test]
 fn scaling_in_the_middle_of_a_rollout_keeps_proportions() {
-    let mut world = World::new(10, json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 3, "maxUnavailable": 2}}));
+    let mut world = World::new(
+        10,
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 3, "maxUnavailable": 2}}),
+    );
     world.step();
     world.settle(&[]);
     world.roll_out(&[], 10, 10);

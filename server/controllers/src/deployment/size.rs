@@ -108,7 +108,12 @@ pub(super) fn older<'a>(
         *size -= less;
         spare -= less;
     }
-    older.iter().zip(sizes).filter(|(set, size)| asked(set) != *size).map(|(set, size)| (*set, size)).collect()
+    older
+        .iter()
+        .zip(sizes)
+        .filter(|(set, size)| asked(set) != *size)
+        .map(|(set, size)| (*set, size))
+        .collect()
 }
 
 fn annotation(set: &ReplicaSet, key: &str) -> Option<i32> {
@@ -116,7 +121,10 @@ fn annotation(set: &ReplicaSet, key: &str) -> Option<i32> {
 }
 
 /// Whether the Deployment's size changed since its sets were last scaled.
-pub(super) fn is_scaling<'a>(deployment: &Deployment, sets: impl IntoIterator<Item = &'a ReplicaSet>) -> bool {
+pub(super) fn is_scaling<'a>(
+    deployment: &Deployment,
+    sets: impl IntoIterator<Item = &'a ReplicaSet>,
+) -> bool {
     let mut active = sets.into_iter().filter(|set| asked(set) > 0);
     active.any(|set| annotation(set, DESIRED).is_some_and(|desired| desired != wanted(deployment)))
 }
@@ -128,8 +136,7 @@ pub(super) fn rescale<'a>(
     older: &[&'a ReplicaSet],
 ) -> Vec<(&'a ReplicaSet, i32)> {
     let wanted = wanted(deployment);
-    let active: Vec<&ReplicaSet> =
-        older.iter().copied().chain(newest).filter(|set| asked(set) > 0).collect();
+    let active: Vec<&ReplicaSet> = older.iter().copied().chain(newest).filter(|set| asked(set) > 0).collect();
     if let Some(only) = only_or_latest(&active, newest, older) {
         return vec![(only, wanted)];
     }

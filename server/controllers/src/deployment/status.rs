@@ -153,7 +153,8 @@ pub(super) fn progress(
     conditions.retain(|condition| condition.type_ != REPLICA_FAILURE);
     conditions.extend(failure_of(newest, all));
     let paused = deployment.spec.as_ref().and_then(|spec| spec.paused).unwrap_or(false);
-    let waiting = (!paused && !is_complete(deployment, status)).then(|| expires(deployment, &conditions)).flatten();
+    let waiting =
+        (!paused && !is_complete(deployment, status)).then(|| expires(deployment, &conditions)).flatten();
     status.conditions = Some(conditions);
     waiting.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default() + Duration::from_secs(1))
 }

@@ -19,8 +19,10 @@ pub(super) fn hash(template: &PodTemplateSpec, collisions: i32) -> String {
     if collisions > 0 {
         text.push_str(&collisions.to_string());
     }
-    let hash = text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let encode = |digit: u8| ALPHABET.get(usize::from(digit) % ALPHABET.len()).copied().map_or('x', char::from);
+    let hash =
+        text.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let encode =
+        |digit: u8| ALPHABET.get(usize::from(digit) % ALPHABET.len()).copied().map_or('x', char::from);
     hash.to_string().bytes().map(encode).collect()
 }
 

@@ -96,7 +96,10 @@ impl ServiceEndpoints {
                 Err(error) if is_already_exists(&error) => return Ok(()),
                 other => other,
             },
-            Some(existing) if existing.subsets == wanted.subsets && existing.metadata.labels == wanted.metadata.labels => {
+            Some(existing)
+                if existing.subsets == wanted.subsets
+                    && existing.metadata.labels == wanted.metadata.labels =>
+            {
                 return Ok(());
             }
             Some(existing) => {
@@ -121,7 +124,9 @@ impl ServiceEndpoints {
         if self.endpoints.get(key).is_some_and(|endpoints| managed(&endpoints)) {
             let api = Api::<Endpoints>::namespaced(self.client.clone(), &key.namespace);
             match api.delete(&key.name, &DeleteParams::default()).await {
-                Err(error) if !is_not_found(&error) => return Err(error).doing(|| format!("deleting endpoints {key}")),
+                Err(error) if !is_not_found(&error) => {
+                    return Err(error).doing(|| format!("deleting endpoints {key}"));
+                }
                 _ => {}
             }
         }
@@ -147,7 +152,9 @@ fn matters(change: &Change<Pod>) -> bool {
         let ips = pod.status.as_ref().map(|status| (status.pod_ip.clone(), status.pod_ips.clone()));
         (pod::is_ready(pod), pod::is_terminating(pod), pod::is_finished(pod), pod::node(pod).to_owned(), ips)
     };
-    view(old) != view(new) || old.metadata.labels != new.metadata.labels || old.metadata.uid != new.metadata.uid
+    view(old) != view(new)
+        || old.metadata.labels != new.metadata.labels
+        || old.metadata.uid != new.metadata.uid
 }
 
 #[async_trait]

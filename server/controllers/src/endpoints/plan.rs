@@ -9,8 +9,8 @@ use std::{
 use ketch_api::k8s::{
     api::{
         core::v1::{
-            EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service,
-            ServicePort,
+            EndpointAddress, EndpointPort as OldPort, EndpointSubset, Endpoints, ObjectReference, Pod,
+            Service, ServicePort,
         },
         discovery::v1::{Endpoint, EndpointConditions, EndpointPort, EndpointSlice},
     },
@@ -81,9 +81,11 @@ fn is_endpoint(pod: &Pod) -> bool {
 
 fn addresses(pod: &Pod) -> impl Iterator<Item = &str> {
     let status = pod.status.as_ref();
-    let many = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
+    let many =
+        status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten().map(|ip| ip.ip.as_str());
     let one = status.and_then(|status| status.pod_ip.as_deref());
-    let first = one.filter(|_| status.is_some_and(|status| status.pod_ips.as_ref().is_none_or(Vec::is_empty)));
+    let first =
+        one.filter(|_| status.is_some_and(|status| status.pod_ips.as_ref().is_none_or(Vec::is_empty)));
     many.chain(first).filter(|ip| !ip.is_empty())
 }
 
@@ -227,7 +229,8 @@ fn lay_out(
         let uid = endpoint.target_ref.as_ref().and_then(|target| target.uid.clone()).unwrap_or_default();
         (uid, endpoint.addresses.first().cloned().unwrap_or_default())
     };
-    let mut waiting: BTreeMap<_, Endpoint> = endpoints.into_iter().map(|endpoint| (id(&endpoint), endpoint)).collect();
+    let mut waiting: BTreeMap<_, Endpoint> =
+        endpoints.into_iter().map(|endpoint| (id(&endpoint), endpoint)).collect();
     let mut planned: Vec<(&EndpointSlice, Vec<Endpoint>)> = Vec::new();
     for slice in have {
         let kept = slice.endpoints.iter().filter_map(|old| waiting.remove(&id(old)));
@@ -245,7 +248,8 @@ fn lay_out(
             continue;
         }
         kept_any = true;
-        let wanted = EndpointSlice { metadata: slice.metadata.clone(), ..new_slice(service, group, endpoints) };
+        let wanted =
+            EndpointSlice { metadata: slice.metadata.clone(), ..new_slice(service, group, endpoints) };
         let labels = new_slice(service, group, Vec::new()).metadata.labels;
         if *slice != wanted || slice.metadata.labels != labels {
             let metadata = ObjectMeta { labels, ..wanted.metadata };
@@ -332,7 +336,9 @@ fn endpoints_meta(service: &Service, truncated: bool) -> ObjectMeta {
     }
 }
 
-fn subset((ports, (mut ready, mut not_ready)): (Vec<Port>, (Vec<EndpointAddress>, Vec<EndpointAddress>))) -> EndpointSubset {
+fn subset(
+    (ports, (mut ready, mut not_ready)): (Vec<Port>, (Vec<EndpointAddress>, Vec<EndpointAddress>)),
+) -> EndpointSubset {
     let some = |list: &mut Vec<EndpointAddress>| {
         list.sort_by(|a, b| a.ip.cmp(&b.ip));
         (!list.is_empty()).then(|| std::mem::take(list))
@@ -361,7 +367,9 @@ mod tests {
     }
 
     fn plain() -> Service {
-        service(json!({"selector": {"app": "web"}, "clusterIP": "10.43.0.9", "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]}))
+        service(
+            json!({"selector": {"app": "web"}, "clusterIP": "10.43.0.9", "ports": [{"name": "http", "port": 80, "targetPort": "http", "protocol": "TCP"}]}),
+        )
     }
 
     fn pod(name: &str, port: i32, ready: bool, extra: Value) -> Arc<Pod> {
@@ -417,7 +425,10 @@ mod tests {
         assert_eq!(ports, [8080, 9090]);
         let slice = slices.iter().find(|s| s.ports.as_ref().unwrap()[0].port == Some(8080)).unwrap();
         let labels = slice.metadata.labels.as_ref().unwrap();
-        assert_eq!((labels[SERVICE_NAME].as_str(), labels[MANAGED_BY].as_str(), labels["team"].as_str()), ("web", MANAGER, "red"));
+        assert_eq!(
+            (labels[SERVICE_NAME].as_str(), labels[MANAGED_BY].as_str(), labels["team"].as_str()),
+            ("web", MANAGER, "red")
+        );
         let endpoint = &slice.endpoints[0];
         assert_eq!((endpoint.addresses[0].as_str(), endpoint.zone.as_deref()), ("10.42.0.1", Some("z1")));
         assert_eq!(slice.address_type, "IPv4");
@@ -427,7 +438,8 @@ mod tests {
     #[test]
     fn conditions_follow_the_pod() {
         let leaving = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}});
-        let pods = [pod("a", 80, true, json!({})), pod("bb", 80, false, json!({})), pod("ccc", 80, true, leaving)];
+        let pods =
+            [pod("a", 80, true, json!({})), pod("bb", 80, false, json!({})), pod("ccc", 80, true, leaving)];
         let slices = apply(plan(&plain(), &pods, &[]), &[]);
         assert_eq!(conditions(&slices[0]), [(true, true, false), (false, false, false), (false, true, true)]);
         let mut publishing = plain();
@@ -452,9 +464,16 @@ mod tests {
 
     #[test]
     fn a_full_slice_is_followed_by_another_and_gaps_are_filled() {
-        let many: Vec<_> = (0..150).map(|i| {
-            pod(&format!("p{i:03}"), 80, true, json!({"status": {"podIPs": [{"ip": format!("10.42.1.{i}")}]}}))
-        }).collect();
+        let many: Vec<_> = (0..150)
+            .map(|i| {
+                pod(
+                    &format!("p{i:03}"),
+                    80,
+                    true,
+                    json!({"status": {"podIPs": [{"ip": format!("10.42.1.{i}")}]}}),
+                )
+            })
+            .collect();
         let slices = apply(plan(&plain(), &many, &[]), &[]);
         let sizes = |slices: &[Arc<EndpointSlice>]| {
             let mut sizes: Vec<_> = slices.iter().map(|s| s.endpoints.len()).collect();
@@ -478,7 +497,14 @@ mod tests {
         assert_eq!(slices[0].endpoints[0].hostname.as_deref(), Some("web-0"));
         assert!(slices[0].metadata.labels.as_ref().unwrap().contains_key(HEADLESS));
         assert_eq!(slices[0].ports.as_deref(), Some([].as_slice()));
-        assert!(plan(&headless, &[pod("a", 80, true, json!({"spec": {"hostname": "web-0", "subdomain": "web"}}))], &slices).is_empty());
+        assert!(
+            plan(
+                &headless,
+                &[pod("a", 80, true, json!({"spec": {"hostname": "web-0", "subdomain": "web"}}))],
+                &slices
+            )
+            .is_empty()
+        );
     }
 
     #[test]

@@ -102,7 +102,11 @@ impl Functions {
                 let created = revisions.create(&PostParams::default(), &revision).await;
                 let created = created.doing(|| format!("creating functionrevision {name}"))?;
                 self.revision_writes.wrote(key, &created);
-                self.recorder.normal(Subject::of(function), "RevisionCreated", format!("Created revision {name}"));
+                self.recorder.normal(
+                    Subject::of(function),
+                    "RevisionCreated",
+                    format!("Created revision {name}"),
+                );
             }
             Op::DeleteRevision(name) => match revisions.delete(&name, &DeleteParams::background()).await {
                 Err(error) if !is_not_found(&error) => {
@@ -110,9 +114,12 @@ impl Functions {
                 }
                 _ => {}
             },
-            Op::CreateDeployment(deployment) => self.create_deployment(key, &deployments, &deployment).await?,
+            Op::CreateDeployment(deployment) => {
+                self.create_deployment(key, &deployments, &deployment).await?
+            }
             Op::Scale { deployment, to } => {
-                let patch = json!({"metadata": {"annotations": {plan::RETIRED: null}}, "spec": {"replicas": to}});
+                let patch =
+                    json!({"metadata": {"annotations": {plan::RETIRED: null}}, "spec": {"replicas": to}});
                 self.patch(key, &deployments, &deployment, patch).await?;
             }
             Op::Retire { deployment, at } => {
@@ -150,7 +157,12 @@ impl Functions {
         Ok(())
     }
 
-    async fn write_status(&self, key: &Key, function: &Function, status: FunctionStatus) -> Result<(), Error> {
+    async fn write_status(
+        &self,
+        key: &Key,
+        function: &Function,
+        status: FunctionStatus,
+    ) -> Result<(), Error> {
         if function.status.as_ref() == Some(&status) {
             return Ok(());
         }
@@ -185,7 +197,9 @@ impl Functions {
     ) -> Result<(), Error> {
         let api = Api::<FunctionRevision>::namespaced(self.client.clone(), &key.namespace);
         for (name, status) in statuses {
-            let Some(revision) = self.revisions.get(&Key::new(key.namespace.clone(), name.clone())) else { continue };
+            let Some(revision) = self.revisions.get(&Key::new(key.namespace.clone(), name.clone())) else {
+                continue;
+            };
             if revision.status.as_ref() == Some(&status) {
                 continue;
             }

@@ -35,9 +35,15 @@ pub(super) enum Op {
     DeleteRevision(String),
     CreateDeployment(Box<Deployment>),
     /// Also takes [`RETIRED`] off.
-    Scale { deployment: String, to: i32 },
+    Scale {
+        deployment: String,
+        to: i32,
+    },
     /// Writes [`RETIRED`].
-    Retire { deployment: String, at: Timestamp },
+    Retire {
+        deployment: String,
+        at: Timestamp,
+    },
 }
 
 /// What to do now.
@@ -73,13 +79,15 @@ pub(super) fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
 
     let created = next_revision(function, name, revisions.last().copied());
     let revisions: Vec<&FunctionRevision> = revisions.into_iter().chain(created.as_ref()).collect();
-    let newest = revisions.last().map(|revision| owner::name(&revision.metadata).to_owned()).unwrap_or_default();
+    let newest =
+        revisions.last().map(|revision| owner::name(&revision.metadata).to_owned()).unwrap_or_default();
 
     let states: BTreeMap<&str, State> =
         revisions.iter().map(|r| (owner::name(&r.metadata), state_of(observed, r))).collect();
     let wanted = wanted_traffic(function, &newest);
     let traffic = next_traffic(function, &wanted, &states);
-    let needed: BTreeSet<&str> = traffic.iter().chain(&wanted).map(|t| t.revision_name.as_str()).chain([newest.as_str()]).collect();
+    let needed: BTreeSet<&str> =
+        traffic.iter().chain(&wanted).map(|t| t.revision_name.as_str()).chain([newest.as_str()]).collect();
 
     for revision in &revisions {
         run(observed, revision, needed.contains(owner::name(&revision.metadata)), now, &mut plan);
@@ -99,19 +107,26 @@ pub(super) fn plan(observed: &Observed<'_>, now: Timestamp) -> Plan {
 }
 
 /// The revision to make, when the template is not that of the newest one.
-fn next_revision(function: &Function, name: &str, newest: Option<&FunctionRevision>) -> Option<FunctionRevision> {
+fn next_revision(
+    function: &Function,
+    name: &str,
+    newest: Option<&FunctionRevision>,
+) -> Option<FunctionRevision> {
     if newest.is_some_and(|newest| newest.spec.template == function.spec.template()) {
         return None;
     }
     // The status remembers a newest revision that somebody deleted; its number is not used again.
     let remembered = function.status.as_ref().and_then(|status| status.latest_revision.as_deref());
-    let last = newest.map(|newest| newest.spec.revision).max(remembered.and_then(|r| revision::number(name, r)));
+    let last =
+        newest.map(|newest| newest.spec.revision).max(remembered.and_then(|r| revision::number(name, r)));
     Some(revision::new(function, last.unwrap_or(0) + 1))
 }
 
 fn state_of(observed: &Observed<'_>, revision: &FunctionRevision) -> State {
     let deployment = observed.deployments.get(owner::name(&revision.metadata));
-    revision::state(deployment.map(Arc::as_ref), || deployment.map(|d| (observed.pods)(d)).unwrap_or_default())
+    revision::state(deployment.map(Arc::as_ref), || {
+        deployment.map(|d| (observed.pods)(d)).unwrap_or_default()
+    })
 }
 
 /// What the user asked for.
@@ -123,8 +138,13 @@ fn wanted_traffic(function: &Function, newest: &str) -> Vec<TrafficTarget> {
 }
 
 /// What is wanted once all of it is available; until then what is there, as far as it still exists.
-fn next_traffic(function: &Function, wanted: &[TrafficTarget], states: &BTreeMap<&str, State>) -> Vec<TrafficTarget> {
-    let is_available = |target: &TrafficTarget| states.get(target.revision_name.as_str()) == Some(&State::Available);
+fn next_traffic(
+    function: &Function,
+    wanted: &[TrafficTarget],
+    states: &BTreeMap<&str, State>,
+) -> Vec<TrafficTarget> {
+    let is_available =
+        |target: &TrafficTarget| states.get(target.revision_name.as_str()) == Some(&State::Available);
     let current = function.status.as_ref().map(|status| status.traffic.clone()).unwrap_or_default();
     // What already gets its traffic keeps it through a crash: moving it elsewhere is the user's decision.
     let moved = wanted == current.as_slice();
@@ -189,7 +209,10 @@ fn surplus(observed: &Observed<'_>, revisions: &[&FunctionRevision], needed: &BT
     let names = revisions.iter().map(|revision| owner::name(&revision.metadata));
     let idle: Vec<&str> = names.filter(|name| !needed.contains(name)).collect();
     let stopped = |name: &&str| {
-        observed.deployments.get(*name).is_none_or(|d| d.spec.as_ref().and_then(|spec| spec.replicas) == Some(0))
+        observed
+            .deployments
+            .get(*name)
+            .is_none_or(|d| d.spec.as_ref().and_then(|spec| spec.replicas) == Some(0))
     };
     let surplus = idle.iter().take(idle.len().saturating_sub(limit)).filter(|name| stopped(name));
     surplus.map(|name| Op::DeleteRevision((*name).to_owned())).collect()
@@ -205,7 +228,9 @@ fn revision_status(
     let deployment = observed.deployments.get(own);
     let desired = deployment.and_then(|d| d.spec.as_ref()).and_then(|spec| spec.replicas).unwrap_or(0);
     let (status, reason, message) = match states.get(own) {
-        _ if deployment.is_some() && desired == 0 => ("False", "Retired", "nothing needs this revision".to_owned()),
+        _ if deployment.is_some() && desired == 0 => {
+            ("False", "Retired", "nothing needs this revision".to_owned())
+        }
         Some(State::Available) => ("True", "Available", String::new()),
         Some(State::Failing(reason, message)) => ("False", reason.as_str(), message.clone()),
         _ => ("Unknown", "Starting", "its pods are starting".to_owned()),
@@ -214,7 +239,9 @@ fn revision_status(
     FunctionRevisionStatus {
         observed_generation: revision.metadata.generation,
         replicas: Some(desired),
-        ready_replicas: Some(deployment.and_then(|d| d.status.as_ref()).and_then(|s| s.ready_replicas).unwrap_or(0)),
+        ready_replicas: Some(
+            deployment.and_then(|d| d.status.as_ref()).and_then(|s| s.ready_replicas).unwrap_or(0),
+        ),
         conditions: vec![ready(old, (status, reason, message), revision.metadata.generation, now)],
     }
 }
@@ -230,7 +257,11 @@ fn status(
     let function = observed.function;
     let old = function.status.clone().unwrap_or_default();
     let (name, namespace) = (owner::name(&function.metadata), function.metadata.namespace.as_deref());
-    let newest_ready = states.iter().rev().find(|(_, state)| **state == State::Available).map(|(name, _)| (*name).to_owned());
+    let newest_ready = states
+        .iter()
+        .rev()
+        .find(|(_, state)| **state == State::Available)
+        .map(|(name, _)| (*name).to_owned());
     let verdict = verdict(wanted, &traffic, states);
     let verdict = (verdict.0, verdict.1.as_str(), verdict.2);
     FunctionStatus {

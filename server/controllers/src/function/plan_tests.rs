@@ -90,7 +90,8 @@ impl World {
             }
             Op::Retire { deployment, at } => {
                 let deployment = Arc::make_mut(self.deployments.get_mut(&deployment).unwrap());
-                deployment.metadata.annotations = Some(BTreeMap::from([(RETIRED.to_owned(), at.to_string())]));
+                deployment.metadata.annotations =
+                    Some(BTreeMap::from([(RETIRED.to_owned(), at.to_string())]));
             }
         }
     }
@@ -115,7 +116,10 @@ impl World {
     }
 
     fn route(&mut self, shares: &[(&str, i32)]) {
-        let target = |(name, percent): &(&str, i32)| TrafficTarget { revision_name: (*name).into(), percent: *percent };
+        let target = |(name, percent): &(&str, i32)| TrafficTarget {
+            revision_name: (*name).into(),
+            percent: *percent,
+        };
         self.function.spec.traffic = shares.iter().map(target).collect();
     }
 
@@ -149,7 +153,10 @@ fn the_first_upload_is_served_once_it_is_available() {
     assert_eq!(world.traffic(), all("hello-00001"));
     let status = world.function.status.clone().unwrap();
     assert_eq!(status.url.as_deref(), Some("http://hello.a.localhost:8080"));
-    assert_eq!((status.latest_revision, status.ready_revision), (Some("hello-00001".into()), Some("hello-00001".into())));
+    assert_eq!(
+        (status.latest_revision, status.ready_revision),
+        (Some("hello-00001".into()), Some("hello-00001".into()))
+    );
     assert_eq!(world.ready(), ("True".into(), "Serving".into(), "revision hello-00001 answers".into()));
 }
 
@@ -183,7 +190,10 @@ fn a_broken_upload_never_takes_over_and_says_why() {
     assert_eq!((status.as_str(), reason.as_str()), ("False", "CrashLoopBackOff"));
     assert_eq!(message, "revision hello-00002: unknown import; revision hello-00001 still answers");
     let status = world.function.status.clone().unwrap();
-    assert_eq!((status.latest_revision, status.ready_revision), (Some("hello-00002".into()), Some("hello-00001".into())));
+    assert_eq!(
+        (status.latest_revision, status.ready_revision),
+        (Some("hello-00002".into()), Some("hello-00001".into()))
+    );
     world.upload("v3");
     world.settle();
     assert_eq!(world.traffic(), all("hello-00003"));
@@ -233,7 +243,10 @@ fn a_crash_of_what_is_served_is_told_but_changes_nothing() {
     world.deployments_follow();
     world.settle();
     assert_eq!(world.traffic(), all("hello-00001"));
-    assert_eq!(world.ready(), ("False".into(), "CrashLoopBackOff".into(), "revision hello-00001: unknown import".into()));
+    assert_eq!(
+        world.ready(),
+        ("False".into(), "CrashLoopBackOff".into(), "revision hello-00001: unknown import".into())
+    );
 }
 
 #[test]

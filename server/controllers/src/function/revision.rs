@@ -152,7 +152,8 @@ pub(super) fn state(deployment: Option<&Deployment>, pods: impl FnOnce() -> Vec<
     }
     let conditions = deployment.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
     let failed = |c: &&ketch_api::k8s::api::apps::v1::DeploymentCondition| {
-        (c.type_ == "ReplicaFailure" && c.status == "True") || (c.type_ == "Progressing" && c.status == "False")
+        (c.type_ == "ReplicaFailure" && c.status == "True")
+            || (c.type_ == "Progressing" && c.status == "False")
     };
     match conditions.into_iter().find(failed) {
         Some(failure) => State::Failing(
@@ -176,7 +177,9 @@ fn trouble(pod: &Pod) -> Option<(String, String)> {
     let status = pod.status.as_ref()?;
     let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
     for container in containers {
-        let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else { continue };
+        let Some(waiting) = container.state.as_ref().and_then(|state| state.waiting.as_ref()) else {
+            continue;
+        };
         let reason = waiting.reason.clone().unwrap_or_default();
         if reason.is_empty() || matches!(reason.as_str(), "ContainerCreating" | "PodInitializing") {
             continue;
@@ -223,15 +226,20 @@ mod tests {
         revision.metadata.uid = Some("r".into());
         let deployment = deployment(&revision, 2);
         let owner = &deployment.metadata.owner_references.as_ref().unwrap()[0];
-        assert_eq!((owner.api_version.as_str(), owner.kind.as_str(), owner.name.as_str()),
-            ("ketch.dev/v1", "FunctionRevision", "hello-00001"));
+        assert_eq!(
+            (owner.api_version.as_str(), owner.kind.as_str(), owner.name.as_str()),
+            ("ketch.dev/v1", "FunctionRevision", "hello-00001")
+        );
         let spec = deployment.spec.unwrap();
         let meta = spec.template.metadata.unwrap();
         assert_eq!(spec.selector.match_labels, meta.labels);
         assert_eq!(meta.labels.unwrap()["ketch.dev/revision"], "hello-00001");
         let notes = meta.annotations.unwrap();
         assert_eq!(notes["ketch.dev/outbound"], "api.example.com:443,db:5432");
-        assert_eq!((notes[TIMEOUT].as_str(), notes[CONCURRENCY].as_str(), notes[REUSE_REQUESTS].as_str()), ("5", "7", "128"));
+        assert_eq!(
+            (notes[TIMEOUT].as_str(), notes[CONCURRENCY].as_str(), notes[REUSE_REQUESTS].as_str()),
+            ("5", "7", "128")
+        );
         let pod = spec.template.spec.unwrap();
         assert_eq!(pod.runtime_class_name.as_deref(), Some("ketch-wasm"));
         assert_eq!(pod.containers[0].name, "function");
@@ -262,8 +270,13 @@ mod tests {
             State::Failing("CrashLoopBackOff".into(), "back-off 10s: no such import".into())
         );
         let unscheduled = json!({"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}]});
-        assert_eq!(state(Some(&starting), || pod(unscheduled)), State::Failing("Unschedulable".into(), "0/1 nodes".into()));
-        let refused = deployment_with(json!({"conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"}]}));
+        assert_eq!(
+            state(Some(&starting), || pod(unscheduled)),
+            State::Failing("Unschedulable".into(), "0/1 nodes".into())
+        );
+        let refused = deployment_with(
+            json!({"conditions": [{"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "quota"}]}),
+        );
         assert_eq!(state(Some(&refused), Vec::new), State::Failing("FailedCreate".into(), "quota".into()));
         let fine = json!({"observedGeneration": 2, "availableReplicas": 1, "conditions": [{"type": "Available", "status": "True"}]});
         assert_eq!(state(Some(&deployment_with(fine.clone())), || panic!("not needed")), State::Available);

@@ -84,7 +84,9 @@ impl Item {
     }
 
     fn is_blocking(&self, owner: &str) -> bool {
-        self.owners.iter().any(|reference| reference.uid == owner && reference.block_owner_deletion == Some(true))
+        self.owners
+            .iter()
+            .any(|reference| reference.uid == owner && reference.block_owner_deletion == Some(true))
     }
 }
 
@@ -186,10 +188,13 @@ impl Graph {
             return Action::Orphan(self.dependents_of(uid).map(|(uid, _)| uid.clone()).collect());
         }
         if item.waits_for_dependents() {
-            let blocking: Vec<_> = self.dependents_of(uid).filter(|(_, dependent)| dependent.is_blocking(uid)).collect();
+            let blocking: Vec<_> =
+                self.dependents_of(uid).filter(|(_, dependent)| dependent.is_blocking(uid)).collect();
             return match blocking.is_empty() || self.is_knotted(uid) {
                 true => Action::Unblock,
-                false => Action::Visit(blocking.into_iter().filter(|(_, d)| !d.deleting).map(|(uid, _)| uid.clone()).collect()),
+                false => Action::Visit(
+                    blocking.into_iter().filter(|(_, d)| !d.deleting).map(|(uid, _)| uid.clone()).collect(),
+                ),
             };
         }
         if item.deleting || item.owners.is_empty() || owners.len() != item.owners.len() {
@@ -220,7 +225,12 @@ mod tests {
     use super::*;
 
     fn reference(uid: &str, blocking: bool) -> OwnerReference {
-        OwnerReference { uid: uid.into(), name: uid.into(), block_owner_deletion: Some(blocking), ..OwnerReference::default() }
+        OwnerReference {
+            uid: uid.into(),
+            name: uid.into(),
+            block_owner_deletion: Some(blocking),
+            ..OwnerReference::default()
+        }
     }
 
     fn item(name: &str, owners: &[(&str, bool)]) -> Item {
@@ -263,12 +273,16 @@ mod tests {
         let graph = graph(vec![item("a", &[]), item("child", &[("a", false), ("b", false)])]);
         assert_eq!(graph.decide("child", &[Owner::Solid, Owner::Gone]), Action::Disown(vec!["b".into()]));
         assert_eq!(graph.decide("child", &[Owner::Solid, Owner::Waiting]), Action::Disown(vec!["b".into()]));
-        assert_eq!(graph.decide("child", &[Owner::Gone, Owner::Gone]), Action::Delete(Propagation::Background));
+        assert_eq!(
+            graph.decide("child", &[Owner::Gone, Owner::Gone]),
+            Action::Delete(Propagation::Background)
+        );
     }
 
     #[test]
     fn foreground_deletion_goes_bottom_up() {
-        let mut graph = graph(vec![item("top", &[]), item("mid", &[("top", true)]), item("leaf", &[("mid", true)])]);
+        let mut graph =
+            graph(vec![item("top", &[]), item("mid", &[("top", true)]), item("leaf", &[("mid", true)])]);
         assert_eq!(graph.set("top", foreground(item("top", &[]))), ["top"]);
         assert_eq!(graph.decide("top", &[]), Action::Visit(vec!["mid".into()]));
         let mid = graph.get("mid").unwrap().clone();

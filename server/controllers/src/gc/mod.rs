@@ -61,7 +61,12 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 // === impl Collector ===
 
 impl Collector {
-    pub(crate) fn new(client: Client, informers: &Informers, resources: Resources, queue: Queue<Key>) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        informers: &Informers,
+        resources: Resources,
+        queue: Queue<Key>,
+    ) -> Self {
         Self { client, informers: informers.clone(), resources, queue, state: Arc::default() }
     }
 
@@ -169,7 +174,9 @@ impl Collector {
     async fn delete(&self, uid: &str, item: &Item, propagation: Propagation) -> Result<(), Error> {
         // Deleting is for good: what is decided on must be what the server has.
         let Some((api, meta)) = self.live(uid, item).await? else { return Ok(()) };
-        if meta.owner_references.clone().unwrap_or_default() != item.owners || meta.deletion_timestamp.is_some() {
+        if meta.owner_references.clone().unwrap_or_default() != item.owners
+            || meta.deletion_timestamp.is_some()
+        {
             return Ok(());
         }
         let params = match propagation {
@@ -219,7 +226,12 @@ impl Collector {
 }
 
 /// Feeds a change to the graph; returns the uids to look at.
-fn observe(graph: &mut Graph, kind: usize, old: Option<&ObjectMeta>, new: Option<&ObjectMeta>) -> Vec<String> {
+fn observe(
+    graph: &mut Graph,
+    kind: usize,
+    old: Option<&ObjectMeta>,
+    new: Option<&ObjectMeta>,
+) -> Vec<String> {
     let mut visit = Vec::new();
     if let Some(old) = old
         && new.is_none_or(|new| new.uid != old.uid)

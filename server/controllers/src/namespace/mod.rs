@@ -90,9 +90,8 @@ impl Namespaces {
         if let Some(finalizers) = changed.spec.as_mut().and_then(|spec| spec.finalizers.as_mut()) {
             finalizers.retain(|finalizer| finalizer != plan::FINALIZER);
         }
-        let body = serde_json::to_vec(&changed).map_err(|e| Error::Object(e.to_string()))?;
         let api = Api::<Namespace>::all(self.client.clone());
-        match api.replace_subresource("finalize", &name, &PostParams::default(), body).await {
+        match api.replace_subresource("finalize", &name, &PostParams::default(), &changed).await {
             Err(error) if is_not_found(&error) => Ok(()),
             other => other.map(drop).doing(|| format!("finalizing namespace {name}")),
         }

@@ -51,16 +51,25 @@ pub(super) fn status(namespace: &Namespace, remains: &[Remains], now: Timestamp)
     for (finalizer, count) in remains.iter().flat_map(|kind| &kind.finalizers) {
         *finalizers.entry(finalizer).or_default() += count;
     }
-    let held: Vec<String> =
-        finalizers.iter().map(|(finalizer, count)| format!("{finalizer} in {count} resource instances")).collect();
+    let held: Vec<String> = finalizers
+        .iter()
+        .map(|(finalizer, count)| format!("{finalizer} in {count} resource instances"))
+        .collect();
     let good = [
         ("NamespaceDeletionDiscoveryFailure", "ResourcesDiscovered", "All resources successfully discovered"),
-        ("NamespaceDeletionGroupVersionParsingFailure", "ParsedGroupVersions", "All legacy kube types successfully parsed"),
+        (
+            "NamespaceDeletionGroupVersionParsingFailure",
+            "ParsedGroupVersions",
+            "All legacy kube types successfully parsed",
+        ),
     ];
-    let mut conditions: Vec<NamespaceCondition> =
-        good.into_iter().map(|(kind, reason, message)| condition(&old, kind, false, reason, message.into(), now)).collect();
+    let mut conditions: Vec<NamespaceCondition> = good
+        .into_iter()
+        .map(|(kind, reason, message)| condition(&old, kind, false, reason, message.into(), now))
+        .collect();
     let mut judge = |kind: &str, bad: bool, reasons: (&str, &str), messages: (String, &str)| {
-        let (reason, message) = if bad { (reasons.0, messages.0) } else { (reasons.1, messages.1.to_owned()) };
+        let (reason, message) =
+            if bad { (reasons.0, messages.0) } else { (reasons.1, messages.1.to_owned()) };
         conditions.push(condition(&old, kind, bad, reason, message, now));
     };
     judge(
@@ -117,10 +126,13 @@ mod tests {
 
     fn namespace(deleting: bool, finalizers: &[&str]) -> Namespace {
         let at = deleting.then_some("2026-01-01T00:00:00Z");
-        serde_json::from_value(json!({"metadata": {"name": "a", "deletionTimestamp": at}, "spec": {"finalizers": finalizers}}))
-            .unwrap_or_else(|_| {
-                serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {"finalizers": finalizers}})).unwrap()
-            })
+        serde_json::from_value(
+            json!({"metadata": {"name": "a", "deletionTimestamp": at}, "spec": {"finalizers": finalizers}}),
+        )
+        .unwrap_or_else(|_| {
+            serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": {"finalizers": finalizers}}))
+                .unwrap()
+        })
     }
 
     #[test]
@@ -134,11 +146,17 @@ mod tests {
     fn what_remains_is_told() {
         let remains = [
             Remains { resource: "pods.".into(), count: 2, ..Remains::default() },
-            Remains { resource: "widgets.example.com".into(), count: 1, finalizers: [("f".to_owned(), 1)].into(), error: None },
+            Remains {
+                resource: "widgets.example.com".into(),
+                count: 1,
+                finalizers: [("f".to_owned(), 1)].into(),
+                error: None,
+            },
             Remains { resource: "secrets.".into(), error: Some("no".into()), ..Remains::default() },
         ];
         assert!(!is_empty(&remains));
-        let status = status(&namespace(true, &["kubernetes"]), &remains, "2026-01-01T00:00:00Z".parse().unwrap());
+        let status =
+            status(&namespace(true, &["kubernetes"]), &remains, "2026-01-01T00:00:00Z".parse().unwrap());
         let text = |kind: &str| {
             let found = status.conditions.iter().flatten().find(|c| c.type_ == kind).unwrap();
             (found.status.clone(), found.message.clone().unwrap())
@@ -147,7 +165,10 @@ mod tests {
             text("NamespaceContentRemaining"),
             ("True".into(), "Some resources are remaining: pods. has 2 resource instances, widgets.example.com has 1 resource instances".into())
         );
-        assert_eq!(text("NamespaceFinalizersRemaining").1, "Some content in the namespace has finalizers remaining: f in 1 resource instances");
+        assert_eq!(
+            text("NamespaceFinalizersRemaining").1,
+            "Some content in the namespace has finalizers remaining: f in 1 resource instances"
+        );
         assert_eq!(text("NamespaceDeletionContentFailure").0, "True");
         assert_eq!(text("NamespaceDeletionDiscoveryFailure").0, "False");
     }

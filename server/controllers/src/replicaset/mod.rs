@@ -71,11 +71,19 @@ impl ReplicaSets {
         owner::claim(set.metadata.deletion_timestamp.is_some(), selector.as_ref(), owned, free)
     }
 
-    async fn settle_ownership(&self, key: &Key, set: &ReplicaSet, claim: &owner::Claim<Pod>) -> Result<bool, Error> {
+    async fn settle_ownership(
+        &self,
+        key: &Key,
+        set: &ReplicaSet,
+        claim: &owner::Claim<Pod>,
+    ) -> Result<bool, Error> {
         let api = Api::<Pod>::namespaced(self.client.clone(), &key.namespace);
-        let adoptions = claim.adopt.iter().map(|pod| (pod, owner::adoption(&pod.metadata, owner::reference(set))));
-        let releases =
-            claim.release.iter().map(|pod| (pod, owner::disowning(&pod.metadata, &[owner::uid(&set.metadata)])));
+        let adoptions =
+            claim.adopt.iter().map(|pod| (pod, owner::adoption(&pod.metadata, owner::reference(set))));
+        let releases = claim
+            .release
+            .iter()
+            .map(|pod| (pod, owner::disowning(&pod.metadata, &[owner::uid(&set.metadata)])));
         for (pod, patch) in adoptions.chain(releases) {
             let name = owner::name(&pod.metadata);
             match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
@@ -132,17 +140,26 @@ impl ReplicaSets {
                 Ok(()) => {
                     let uid = owner::uid(&pod.metadata).to_owned();
                     self.deleted.lock().unwrap_or_else(PoisonError::into_inner).insert(uid);
-                    self.recorder.normal(Subject::of(set), "SuccessfulDelete", format!("Deleted pod: {name}"));
+                    self.recorder.normal(
+                        Subject::of(set),
+                        "SuccessfulDelete",
+                        format!("Deleted pod: {name}"),
+                    );
                 }
                 Err(error) => {
                     let text = status_text(&error);
-                    self.recorder.warning(Subject::of(set), "FailedDelete", format!("Error deleting: {text}"));
+                    self.recorder.warning(
+                        Subject::of(set),
+                        "FailedDelete",
+                        format!("Error deleting: {text}"),
+                    );
                     failure = Some(text);
                 }
             }
         }
         // What the watch has shown as gone needs no remembering.
-        let present: HashSet<String> = self.pods.all().iter().map(|p| owner::uid(&p.metadata).to_owned()).collect();
+        let present: HashSet<String> =
+            self.pods.all().iter().map(|p| owner::uid(&p.metadata).to_owned()).collect();
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid| present.contains(uid));
         failure
     }

@@ -60,7 +60,10 @@ fn rank(mut pods: Vec<Arc<Pod>>, now: Timestamp) -> Vec<Arc<Pod>> {
     }
     pods.sort_by(|a, b| {
         let crowd = |p: &Pod| on_node.get(pod::node(p)).copied().unwrap_or(0);
-        pod::node(a).is_empty().cmp(&pod::node(b).is_empty()).reverse()
+        pod::node(a)
+            .is_empty()
+            .cmp(&pod::node(b).is_empty())
+            .reverse()
             .then_with(|| phase_rank(a).cmp(&phase_rank(b)))
             .then_with(|| pod::is_ready(a).cmp(&pod::is_ready(b)))
             .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
@@ -173,7 +176,8 @@ fn failure_condition(
     match failure {
         None => conditions.retain(|condition| !is_failure(condition)),
         // Kept as it is while the reason is the same, so that the status does not change with each try.
-        Some((reason, _)) if conditions.iter().any(|c| is_failure(c) && c.reason.as_deref() == Some(reason)) => {}
+        Some((reason, _))
+            if conditions.iter().any(|c| is_failure(c) && c.reason.as_deref() == Some(reason)) => {}
         Some((reason, message)) => {
             conditions.retain(|condition| !is_failure(condition));
             conditions.push(ReplicaSetCondition {
@@ -255,12 +259,18 @@ mod tests {
         let not_ready = json!({"status": {"conditions": []}});
         let pods = [
             pod("solid", json!({})),
-            pod("unbound", json!({"spec": {"nodeName": null}, "status": {"phase": "Pending", "conditions": []}})),
+            pod(
+                "unbound",
+                json!({"spec": {"nodeName": null}, "status": {"phase": "Pending", "conditions": []}}),
+            ),
             pod("pending", json!({"status": {"phase": "Pending", "conditions": []}})),
             pod("unready", not_ready),
             pod("cheap", json!({"metadata": {"annotations": {DELETION_COST: "-5"}}})),
-            pod("restarted", json!({"status": {"containerStatuses": [
-                {"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 4}]}})),
+            pod(
+                "restarted",
+                json!({"status": {"containerStatuses": [
+                {"name": "c", "image": "", "imageID": "", "ready": true, "restartCount": 4}]}}),
+            ),
         ];
         assert_eq!(deleted(0, &pods), ["unbound", "pending", "unready", "cheap", "restarted", "solid"]);
         assert_eq!(deleted(5, &pods), ["unbound"]);
@@ -279,7 +289,10 @@ mod tests {
         assert_eq!(pod.metadata.generate_name.as_deref(), Some("web-1-"));
         assert_eq!(pod.metadata.annotations.unwrap()["x"], "y");
         let owner = &pod.metadata.owner_references.unwrap()[0];
-        assert_eq!((owner.kind.as_str(), owner.api_version.as_str(), owner.uid.as_str()), ("ReplicaSet", "apps/v1", "u"));
+        assert_eq!(
+            (owner.kind.as_str(), owner.api_version.as_str(), owner.uid.as_str()),
+            ("ReplicaSet", "apps/v1", "u")
+        );
         assert_eq!(owner.controller, Some(true));
     }
 
@@ -292,7 +305,10 @@ mod tests {
             pod("failed", json!({"status": {"phase": "Failed"}})),
         ];
         let (status, next) = status(&set(2, 0), &pods, None, now());
-        assert_eq!((status.replicas, status.ready_replicas, status.available_replicas), (2, Some(1), Some(1)));
+        assert_eq!(
+            (status.replicas, status.ready_replicas, status.available_replicas),
+            (2, Some(1), Some(1))
+        );
         assert_eq!((status.terminating_replicas, status.observed_generation, next), (Some(1), Some(3), None));
         let (early, next) = super::status(&set(2, 45), &pods, None, now());
         assert_eq!((early.ready_replicas, early.available_replicas), (Some(1), None));
@@ -303,7 +319,10 @@ mod tests {
     fn a_failure_is_a_condition_until_it_is_over() {
         let (failed, _) = status(&set(1, 0), &[], Some(("FailedCreate", "quota".into())), now());
         let condition = failed.conditions.clone().unwrap().remove(0);
-        assert_eq!((condition.type_.as_str(), condition.message.as_deref()), ("ReplicaFailure", Some("quota")));
+        assert_eq!(
+            (condition.type_.as_str(), condition.message.as_deref()),
+            ("ReplicaFailure", Some("quota"))
+        );
         let mut again = set(1, 0);
         again.status = Some(failed.clone());
         let later = now() + Duration::from_secs(9);

@@ -13,13 +13,15 @@ use super::cluster::{Cluster, NodeInfo, PodInfo};
 /// Whether the pod's node selector and required node affinity allow the node.
 pub(super) fn selects(pod: &PodInfo, node: &NodeInfo) -> bool {
     let Some(spec) = pod.spec() else { return true };
-    let labelled = spec.node_selector.iter().flatten().all(|(key, value)| node.labels.get(key) == Some(value));
+    let labelled =
+        spec.node_selector.iter().flatten().all(|(key, value)| node.labels.get(key) == Some(value));
     let required = spec
         .affinity
         .as_ref()
         .and_then(|affinity| affinity.node_affinity.as_ref())
         .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref());
-    labelled && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches(term, node)))
+    labelled
+        && required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches(term, node)))
 }
 
 /// Whether the node satisfies all of a term; an empty term satisfies nothing.
@@ -131,9 +133,15 @@ fn namespaces(term: &PodAffinityTerm, owner: &PodInfo, cluster: &Cluster) -> Nam
 fn required(pod: &PodInfo, anti: bool) -> &[PodAffinityTerm] {
     let Some(affinity) = pod.spec().and_then(|spec| spec.affinity.as_ref()) else { return &[] };
     let terms = if anti {
-        affinity.pod_anti_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+        affinity
+            .pod_anti_affinity
+            .as_ref()
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
     } else {
-        affinity.pod_affinity.as_ref().and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
+        affinity
+            .pod_affinity
+            .as_ref()
+            .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
     };
     terms.map(Vec::as_slice).unwrap_or_default()
 }

@@ -73,7 +73,8 @@ impl PodInfo {
         let spec = pod.spec.as_ref().unwrap_or(&empty);
         let request = Request::of(spec);
         let owners = pod.metadata.owner_references.iter().flatten();
-        let controller = owners.into_iter().find(|o| o.controller == Some(true)).map(|owner| owner.uid.clone());
+        let controller =
+            owners.into_iter().find(|o| o.controller == Some(true)).map(|owner| owner.uid.clone());
         let ports = host_ports(spec);
         let nominal = request.nominal(spec.containers.len());
         Self { request, nominal, ports, controller, pod }
@@ -103,7 +104,8 @@ impl PodInfo {
 
 fn host_ports(spec: &PodSpec) -> Vec<HostPort> {
     let host_network = spec.host_network.unwrap_or(false);
-    let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+    let sidecars =
+        spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
     let ports = spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten());
     ports
         .filter_map(|port| {

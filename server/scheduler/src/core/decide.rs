@@ -46,7 +46,8 @@ impl fmt::Display for Unschedulable {
             return f.write_str("no nodes available to schedule pods");
         }
         // Sorted as text, counts first, as upstream prints it.
-        let mut reasons: Vec<String> = self.reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
+        let mut reasons: Vec<String> =
+            self.reasons.iter().map(|(reason, n)| format!("{n} {reason}")).collect();
         reasons.sort();
         write!(f, "0/{} nodes are available: {}.", self.nodes, reasons.join(", "))
     }

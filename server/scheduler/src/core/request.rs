@@ -151,14 +151,18 @@ mod tests {
     fn sidecars_run_along() {
         let mut sidecar = container("500m", "1Gi");
         sidecar["restartPolicy"] = json!("Always");
-        let sum = request(json!({"containers": [container("1", "1Gi")], "initContainers": [sidecar, container("2", "0")],
-            "overhead": {"cpu": "10m"}}));
+        let sum = request(
+            json!({"containers": [container("1", "1Gi")], "initContainers": [sidecar, container("2", "0")],
+            "overhead": {"cpu": "10m"}}),
+        );
         assert_eq!((sum.cpu, sum.memory), (2510, 2 << 30));
     }
 
     #[test]
     fn limits_stand_in_for_requests_and_other_resources_count() {
-        let sum = request(json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1", "example.com/gpu": "2"}}}]}));
+        let sum = request(
+            json!({"containers": [{"name": "c", "resources": {"limits": {"cpu": "1", "example.com/gpu": "2"}}}]}),
+        );
         assert_eq!((sum.cpu, sum.extended.get("example.com/gpu")), (1000, Some(&2)));
         assert_eq!(Request::default().nominal(2), (200, 400 << 20));
     }

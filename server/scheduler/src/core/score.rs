@@ -23,7 +23,11 @@ const SMALL_IMAGE: i64 = 23 << 20;
 const LARGE_IMAGE: i64 = 1000 << 20;
 
 /// The best of `candidates`; of equals the one whose name sorts first. `None` when there is none.
-pub(super) fn best<'a>(cluster: &Cluster, pod: &PodInfo, candidates: &[&'a NodeInfo]) -> Option<&'a NodeInfo> {
+pub(super) fn best<'a>(
+    cluster: &Cluster,
+    pod: &PodInfo,
+    candidates: &[&'a NodeInfo],
+) -> Option<&'a NodeInfo> {
     let mut scores: Vec<i64> = candidates.iter().map(|node| PACKING * packing(pod, node)).collect();
     add(&mut scores, SPREADING, siblings(pod, candidates));
     add(&mut scores, NODE_AFFINITY, preferred_nodes(pod, candidates));
@@ -32,7 +36,9 @@ pub(super) fn best<'a>(cluster: &Cluster, pod: &PodInfo, candidates: &[&'a NodeI
     add(&mut scores, SOFT_TAINTS, soft_taints(pod, candidates));
     add(&mut scores, IMAGES, images(pod, candidates));
     let ranked = candidates.iter().zip(scores);
-    ranked.max_by(|(a, a_score), (b, b_score)| a_score.cmp(b_score).then_with(|| b.name.cmp(&a.name))).map(|(n, _)| *n)
+    ranked
+        .max_by(|(a, a_score), (b, b_score)| a_score.cmp(b_score).then_with(|| b.name.cmp(&a.name)))
+        .map(|(n, _)| *n)
 }
 
 fn add(scores: &mut [i64], weight: i64, more: Option<Vec<i64>>) {
@@ -81,8 +87,14 @@ fn preferred_nodes(pod: &PodInfo, candidates: &[&NodeInfo]) -> Option<Vec<i64>> 
 
 fn preferred_pods(cluster: &Cluster, pod: &PodInfo, candidates: &[&NodeInfo]) -> Option<Vec<i64>> {
     let affinity = pod.spec()?.affinity.as_ref()?;
-    let near = affinity.pod_affinity.iter().filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let far = affinity.pod_anti_affinity.iter().filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let near = affinity
+        .pod_affinity
+        .iter()
+        .filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+    let far = affinity
+        .pod_anti_affinity
+        .iter()
+        .filter_map(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
     let signed = near.flatten().map(|term| (1, term)).chain(far.flatten().map(|term| (-1, term)));
     let mut totals = vec![0; candidates.len()];
     for (sign, weighted) in signed {
@@ -103,8 +115,9 @@ fn preferred_pods(cluster: &Cluster, pod: &PodInfo, candidates: &[&NodeInfo]) ->
 }
 
 fn soft_spread(cluster: &Cluster, pod: &PodInfo, candidates: &[&NodeInfo]) -> Option<Vec<i64>> {
-    let spreads: Vec<Spread<'_>> =
-        topology::constraints(pod, "ScheduleAnyway").map(|constraint| Spread::new(cluster, pod, constraint)).collect();
+    let spreads: Vec<Spread<'_>> = topology::constraints(pod, "ScheduleAnyway")
+        .map(|constraint| Spread::new(cluster, pod, constraint))
+        .collect();
     if spreads.is_empty() {
         return None;
     }

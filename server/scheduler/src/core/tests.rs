@@ -72,8 +72,11 @@ fn refusals_are_counted_in_upstreams_words() {
 
 #[test]
 fn tolerations_open_tainted_and_cordoned_nodes() {
-    let closed = cluster(&[node("n1", json!({"spec": {"unschedulable": true, "taints": [
-        {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}, {"key": "k", "value": "v", "effect": "NoExecute"}]}}))]);
+    let closed = cluster(&[node(
+        "n1",
+        json!({"spec": {"unschedulable": true, "taints": [
+        {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}, {"key": "k", "value": "v", "effect": "NoExecute"}]}}),
+    )]);
     let tolerating = |list: Value| pod("p", json!({"spec": {"tolerations": list}}));
     assert!(schedule(&closed, &tolerating(json!([{"operator": "Exists"}]))).is_ok());
     assert!(schedule(&closed, &tolerating(json!([{"key": "k", "value": "v"}]))).is_err());
@@ -88,7 +91,10 @@ fn requests_of_placed_pods_count_until_they_leave() {
     cluster.place(pod("big", asking("3", "1Gi")), "n1");
     cluster.place(pod("big", asking("3", "1Gi")), "n1");
     assert_eq!(schedule(&cluster, &pod("fits", asking("1", "1Gi"))).as_deref(), Ok("n1"));
-    assert_eq!(refusal(&cluster, &pod("p", asking("1001m", "0"))), "0/1 nodes are available: 1 Insufficient cpu.");
+    assert_eq!(
+        refusal(&cluster, &pod("p", asking("1001m", "0"))),
+        "0/1 nodes are available: 1 Insufficient cpu."
+    );
     assert!(cluster.remove_pod("big"));
     assert!(!cluster.remove_pod("big"));
     assert!(schedule(&cluster, &pod("p", asking("4", "8Gi"))).is_ok());
@@ -123,16 +129,25 @@ fn selectors_and_affinity_choose_nodes() {
         "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."
     );
     let required = |operator: &str, values: Value| {
-        pod("p", json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
-            {"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": operator, "values": values}]}]}}}}}))
+        pod(
+            "p",
+            json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+            {"nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": operator, "values": values}]}]}}}}}),
+        )
     };
     assert_eq!(schedule(&cluster, &required("NotIn", json!(["x"]))).as_deref(), Ok("n3"));
     assert!(schedule(&cluster, &required("DoesNotExist", json!(null))).is_err());
-    let preferred = pod("p", json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
-        [{"weight": 10, "preference": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["y"]}]}}]}}}}));
+    let preferred = pod(
+        "p",
+        json!({"spec": {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution":
+        [{"weight": 10, "preference": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["y"]}]}}]}}}}),
+    );
     assert_eq!(schedule(&cluster, &preferred).as_deref(), Ok("n3"));
-    let by_name = pod("p", json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
-        {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]}]}}}}}));
+    let by_name = pod(
+        "p",
+        json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
+        {"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n2"]}]}]}}}}}),
+    );
     assert_eq!(schedule(&cluster, &by_name).as_deref(), Ok("n2"));
 }
 
@@ -140,7 +155,10 @@ fn selectors_and_affinity_choose_nodes() {
 fn host_ports_are_taken_once_per_node() {
     let mut cluster = cluster(&[node("n1", json!({}))]);
     let with_port = |name: &str, port: i32, ip: &str| {
-        pod(name, json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port, "hostIP": ip}]}]}}))
+        pod(
+            name,
+            json!({"spec": {"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": port, "hostIP": ip}]}]}}),
+        )
     };
     cluster.place(with_port("one", 8080, "127.0.0.1"), "n1");
     assert!(schedule(&cluster, &with_port("two", 8080, "127.0.0.2")).is_ok());
@@ -157,9 +175,16 @@ fn host_ports_are_taken_once_per_node() {
 fn small_clusters_are_packed_and_copies_are_spread() {
     let mut cluster = three();
     cluster.place(pod("other", asking("1", "1Gi")), "n2");
-    assert_eq!(schedule(&cluster, &pod("p", asking("1", "1Gi"))).as_deref(), Ok("n2"), "the fullest that fits");
+    assert_eq!(
+        schedule(&cluster, &pod("p", asking("1", "1Gi"))).as_deref(),
+        Ok("n2"),
+        "the fullest that fits"
+    );
     let copy = |name: &str| {
-        pod(name, json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]}}))
+        pod(
+            name,
+            json!({"metadata": {"ownerReferences": [{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "r", "controller": true}]}}),
+        )
     };
     let mut nodes: Vec<String> = ["c1", "c2", "c3"]
         .into_iter()
@@ -204,12 +229,18 @@ fn pod_rule(kind: &str, app: &str, key: &str) -> Value {
 fn affinity_to_pods_is_by_topology() {
     let mut cluster = three();
     let near_db = pod("web", pod_rule("podAffinity", "db", "zone"));
-    assert_eq!(refusal(&cluster, &near_db), "0/3 nodes are available: 3 node(s) didn't match pod affinity rules.");
+    assert_eq!(
+        refusal(&cluster, &near_db),
+        "0/3 nodes are available: 3 node(s) didn't match pod affinity rules."
+    );
     cluster.place(pod("db", json!({})), "n3");
     assert_eq!(schedule(&cluster, &near_db).as_deref(), Ok("n3"));
     let elsewhere = pod("db2", json!({"metadata": {"namespace": "b", "labels": {"app": "cache"}}}));
     cluster.place(elsewhere, "n1");
-    assert!(schedule(&cluster, &pod("web", pod_rule("podAffinity", "cache", "zone"))).is_err(), "another namespace");
+    assert!(
+        schedule(&cluster, &pod("web", pod_rule("podAffinity", "cache", "zone"))).is_err(),
+        "another namespace"
+    );
 }
 
 #[test]
@@ -247,8 +278,11 @@ fn namespaces_can_be_selected() {
     cluster.set_namespace("b", [("team".to_owned(), "red".to_owned())].into());
     cluster.place(pod("db", json!({"metadata": {"namespace": "b"}})), "n3");
     let selecting = |team: &str| {
-        pod("web", json!({"spec": {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
-            {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "db"}}, "namespaceSelector": {"matchLabels": {"team": team}}}]}}}}))
+        pod(
+            "web",
+            json!({"spec": {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+            {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "db"}}, "namespaceSelector": {"matchLabels": {"team": team}}}]}}}}),
+        )
     };
     assert_eq!(schedule(&cluster, &selecting("red")).as_deref(), Ok("n3"));
     assert!(schedule(&cluster, &selecting("blue")).is_err());
@@ -258,12 +292,18 @@ fn namespaces_can_be_selected() {
 fn hard_spreading_keeps_the_skew() {
     let mut cluster = three();
     let copy = |name: &str| {
-        pod(name, json!({"metadata": {"labels": {"app": "web"}}, "spec": {"topologySpreadConstraints": [
-            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]}}))
+        pod(
+            name,
+            json!({"metadata": {"labels": {"app": "web"}}, "spec": {"topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]}}),
+        )
     };
     cluster.place(copy("one"), "n1");
     assert_eq!(schedule(&cluster, &copy("two")).as_deref(), Ok("n3"));
-    cluster.set_node(&node("n3", json!({"metadata": {"labels": {"zone": "y"}}, "spec": {"unschedulable": true}})));
+    cluster.set_node(&node(
+        "n3",
+        json!({"metadata": {"labels": {"zone": "y"}}, "spec": {"unschedulable": true}}),
+    ));
     assert_eq!(
         refusal(&cluster, &copy("two")),
         "0/3 nodes are available: 1 node(s) were unschedulable, 2 node(s) didn't match pod topology spread constraints."
@@ -273,8 +313,11 @@ fn hard_spreading_keeps_the_skew() {
 #[test]
 fn a_node_without_the_spread_label_is_named() {
     let cluster = cluster(&[node("n1", json!({}))]);
-    let copy = pod("p", json!({"spec": {"topologySpreadConstraints": [
-        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}]}}));
+    let copy = pod(
+        "p",
+        json!({"spec": {"topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}]}}),
+    );
     assert_eq!(
         refusal(&cluster, &copy),
         "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints (missing required label)."
@@ -285,8 +328,11 @@ fn a_node_without_the_spread_label_is_named() {
 fn soft_spreading_prefers_the_emptier_domain() {
     let mut cluster = three();
     let copy = |name: &str| {
-        pod(name, json!({"metadata": {"labels": {"app": "web"}}, "spec": {"topologySpreadConstraints": [
-            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": "web"}}}]}}))
+        pod(
+            name,
+            json!({"metadata": {"labels": {"app": "web"}}, "spec": {"topologySpreadConstraints": [
+            {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": "web"}}}]}}),
+        )
     };
     cluster.place(copy("one"), "n1");
     assert_eq!(schedule(&cluster, &copy("two")).as_deref(), Ok("n3"));

@@ -83,7 +83,8 @@ impl<'a> Topology<'a> {
         if self.anti.iter().any(|wanted| value(wanted).is_some_and(|value| wanted.values.contains(value))) {
             return Err(OWN_ANTI.into());
         }
-        let kept_away = self.forbidden.iter().any(|(key, value)| node.labels.get(key).is_some_and(|own| own == value));
+        let kept_away =
+            self.forbidden.iter().any(|(key, value)| node.labels.get(key).is_some_and(|own| own == value));
         if kept_away { Err(THEIR_ANTI.into()) } else { Ok(()) }
     }
 }
