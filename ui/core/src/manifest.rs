@@ -147,19 +147,30 @@ impl Draft {
 
     /// The merge patch that makes an existing Function this draft. A pinned revision is let go, for what
     /// is deployed should answer.
-    pub fn patch(&self) -> Value {
-        let resources = match self.memory.as_str() {
-            "" => json!({"limits": {"memory": null}}),
-            memory => json!({"limits": {"memory": memory}}),
-        };
-        json!({"spec": {
-            "image": self.image,
-            "env": self.env(),
-            "resources": resources,
-            "permissions": {"outbound": self.outbound.patterns()},
-            "traffic": null,
-        }})
+    pub fn patch(&self, existing: &Value) -> Value {
+        let mut patch = settings(existing, self.env(), &self.memory, self.outbound.patterns());
+        if let Some(spec) = patch.get_mut("spec").and_then(Value::as_object_mut) {
+            spec.insert("image".into(), self.image.clone().into());
+            spec.insert("traffic".into(), Value::Null);
+        }
+        patch
     }
+}
+
+/// The merge patch that sets a Function's environment, memory limit and outbound permission. What is
+/// empty is removed or left out: an empty object in its place would count as a change of the template.
+pub fn settings(existing: &Value, env: Vec<Value>, memory: &str, outbound: Vec<String>) -> Value {
+    let mut spec = Map::new();
+    spec.insert("env".into(), if env.is_empty() { Value::Null } else { env.into() });
+    let outbound = if outbound.is_empty() { Value::Null } else { json!({"outbound": outbound}) };
+    spec.insert("permissions".into(), outbound);
+    let had_limit = existing.pointer("/spec/resources/limits/memory").is_some();
+    match memory {
+        "" if !had_limit => {}
+        "" => drop(spec.insert("resources".into(), json!({"limits": {"memory": null}}))),
+        memory => drop(spec.insert("resources".into(), json!({"limits": {"memory": memory}}))),
+    }
+    json!({ "spec": spec })
 }
 
 /// The environment of a Function or container: plain values, and the entries that refer elsewhere.
@@ -274,10 +285,20 @@ mod tests {
 
     #[test]
     fn patches_let_go_of_a_pin() {
-        let patch = draft().patch();
+        let patch = draft().patch(&Value::Null);
         assert!(patch["spec"]["traffic"].is_null() && patch["spec"].get("traffic").is_some());
         assert_eq!(traffic(Some("f-00001"))["spec"]["traffic"][0]["percent"], 100);
         assert!(traffic(None)["spec"]["traffic"].is_null());
+    }
+
+    #[test]
+    fn an_emptied_setting_is_removed_and_an_absent_one_not_mentioned() {
+        let bare = settings(&json!({"spec": {"image": "i"}}), vec![], "", vec![]);
+        assert_eq!(bare, json!({"spec": {"env": null, "permissions": null}}));
+        let limited = json!({"spec": {"resources": {"limits": {"memory": "64Mi"}}}});
+        let patch = settings(&limited, vec![], "", vec!["*".into()]);
+        assert!(patch["spec"]["resources"]["limits"]["memory"].is_null());
+        assert_eq!(patch["spec"]["permissions"]["outbound"], json!(["*"]));
     }
 
     #[test]
@@ -286,7 +307,7 @@ mod tests {
         let (plain, kept) = split_env(&[json!({"name": "A", "value": "1"}), secret.clone()]);
         assert_eq!(plain, [("A".to_owned(), "1".to_owned())]);
         let draft = Draft { env: plain, kept_env: kept, ..draft() };
-        assert_eq!(draft.patch()["spec"]["env"], json!([{"name": "A", "value": "1"}, secret]));
+        assert_eq!(draft.patch(&Value::Null)["spec"]["env"], json!([{"name": "A", "value": "1"}, secret]));
     }
 
     #[test]

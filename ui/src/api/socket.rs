@@ -131,7 +131,8 @@ impl Hub {
             }
         };
         pin_mut!(writing, reading);
-        match select(writing, reading).await {
+        // Reading first: a socket that failed to open counts as writable, but its error can be read.
+        match select(reading, writing).await {
             Either::Left(_) | Either::Right(_) => self.link.get_untracked() == Link::Online,
         }
     }

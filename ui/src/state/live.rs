@@ -198,8 +198,9 @@ impl<R: Source> Live<R> {
 
     async fn pump(&self, watch: &mut Watch) -> Over {
         while let Some(first) = watch.next().await {
-            // What arrives within a frame is drawn at once.
-            dom::sleep(16).await;
+            // What arrives within a frame is drawn at once; long lists take longer to sort.
+            let long = self.rows.with_untracked(|rows| rows.len() > 1000);
+            dom::sleep(if long { 120 } else { 16 }).await;
             let mut frames = vec![first];
             while let Some(frame) = watch.ready() {
                 frames.push(frame);

@@ -80,6 +80,14 @@ fn Row(app: App, revision: Arc<Object>, busy: RwSignal<bool>, route: Callback<Op
             mine.and_then(|t| int(t, "/percent")).unwrap_or(0)
         })
     });
+    let other = title.clone();
+    // Names end in five digits, so their order is the revisions' order.
+    let is_newer = Memo::new(move |_| {
+        app.function.with(|f| {
+            let current = f.as_ref().map(|f| text(&f.value, "/status/traffic/0/revisionName") < other.as_str());
+            current.unwrap_or(false)
+        })
+    });
     view! {
         <li class:current=move || { share.get() > 0 }>
             <strong class="mono">{title}</strong>
@@ -91,7 +99,7 @@ fn Row(app: App, revision: Arc<Object>, busy: RwSignal<bool>, route: Callback<Op
             </span>
             <button type="button" class="button small" disabled=move || busy.get() || share.get() == 100 on:click=move |_| route.run(Some(again.clone()))>
                 <Icon d=ROLLBACK />
-                "Roll back to this"
+                {move || if is_newer.get() { "Move to this" } else { "Roll back to this" }}
             </button>
         </li>
     }

@@ -63,9 +63,7 @@ fn EditTemplate(app: App) -> impl IntoView {
             .map(|(name, value)| json!({"name": name, "value": value}))
             .collect();
         env.extend(kept.get_value());
-        let limit = memory.get_untracked().trim().to_owned();
-        let limit = if limit.is_empty() { serde_json::Value::Null } else { limit.into() };
-        let patch = json!({"spec": {"env": env, "resources": {"limits": {"memory": limit}}, "permissions": {"outbound": outbound}}});
+        let patch = manifest::settings(&untrack(|| app.value()), env, memory.get_untracked().trim(), outbound);
         busy.set(true);
         leptos::task::spawn_local(async move {
             match api::merge(&app.path(), &patch).await {

@@ -395,8 +395,9 @@ impl Work {
             let collection = ketch_ui_core::resource::PODS.collection(Some(&draft.namespace));
             return api::create(&collection, &object).await.map_err(pod_exists);
         }
-        if find(&draft.namespace, &draft.name).await.is_some() {
-            return api::merge(&FUNCTIONS.object(&draft.namespace, &draft.name), &draft.patch()).await;
+        if let Some(existing) = find(&draft.namespace, &draft.name).await {
+            let path = FUNCTIONS.object(&draft.namespace, &draft.name);
+            return api::merge(&path, &draft.patch(&existing)).await;
         }
         api::create(&FUNCTIONS.collection(Some(&draft.namespace)), &object).await
     }
