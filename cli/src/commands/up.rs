@@ -27,7 +27,7 @@ pub(crate) fn run(flags: Flags, role: Role) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Logs go to standard error, so that the link on standard output can be read by programs.
-    let filter = EnvFilter::try_from_env("KETCH_LOG").unwrap_or_else(|_| EnvFilter::new("warn,ketch=info"));
+    let filter = EnvFilter::try_from_env("KETCH_LOG").unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     connect::install_crypto();
     raise_file_limit();
