@@ -298,7 +298,7 @@ fn denied(reason: ketch_net::policy::Denied) -> Error {
 /// A change of one of the watched kinds.
 enum Change {
     Service(Box<watcher::Event<Service>>),
-    Slice(watcher::Event<EndpointSlice>),
+    Slice(Box<watcher::Event<EndpointSlice>>),
 }
 
 fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
@@ -312,7 +312,7 @@ where
 
 async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
     let services = events(Api::<Service>::all(client.clone())).map(|event| Change::Service(Box::new(event)));
-    let slices = events(Api::<EndpointSlice>::all(client)).map(Change::Slice);
+    let slices = events(Api::<EndpointSlice>::all(client)).map(|event| Change::Slice(Box::new(event)));
     let mut changes = select(services.boxed(), slices.boxed()).map(Ok::<_, std::convert::Infallible>);
     let (mut services, mut slices) = (Mirror::default(), Mirror::default());
     while let Some(Ok(Some(change))) = network.stop.run_until_cancelled(changes.try_next()).await {
@@ -330,7 +330,7 @@ async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
 fn take(services: &mut Mirror<Service>, slices: &mut Mirror<EndpointSlice>, change: Change) {
     match change {
         Change::Service(event) => services.take(*event),
-        Change::Slice(event) => slices.take(event),
+        Change::Slice(event) => slices.take(*event),
     }
 }
 
