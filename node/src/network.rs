@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt, TryStreamExt, stream::select};
 use ketch_api::k8s::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use ketch_net::{
-    Cidr, Pattern, Policy, Table, Transport,
+    Cidr, Listeners, Pattern, Policy, Table, Transport,
     names::{self, Answer},
     policy::canonical,
     services::Choice,
@@ -37,11 +37,16 @@ const GRANTS: usize = 8_192;
 /// Changes that come within this time make one new table.
 const GATHER: Duration = Duration::from_millis(2);
 
+/// How long the kernel's socket tables are taken for current.
+const LISTENERS_FRESH: Duration = Duration::from_secs(1);
+
 /// What the network is told about the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkConfig {
     /// Ranges of pod addresses in the cluster.
     pub pod_cidrs: Vec<Cidr>,
+    /// Range of the pod addresses that are on this machine.
+    pub local_pods: Vec<Cidr>,
     /// Ranges of Service addresses.
     pub service_cidrs: Vec<Cidr>,
     /// Addresses of this node.
@@ -50,13 +55,17 @@ pub struct NetworkConfig {
     pub control_plane: Vec<SocketAddr>,
 }
 
+/// By pod and address: names it was looked up by, and until when they count.
+type Grants = HashMap<(String, IpAddr), Vec<(String, Instant)>>;
+
 /// The cluster's network, for runtimes in this process.
 pub struct ClusterNetwork {
     table: ArcSwap<Table>,
     policy: Policy,
     config: NetworkConfig,
     turn: AtomicUsize,
-    grants: Mutex<HashMap<(String, IpAddr), Vec<(String, Instant)>>>,
+    grants: Mutex<Grants>,
+    listeners: [Mutex<(Option<Instant>, Listeners)>; 2],
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -84,6 +93,7 @@ impl ClusterNetwork {
             config,
             turn: AtomicUsize::new(0),
             grants: Mutex::default(),
+            listeners: Default::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
@@ -139,7 +149,45 @@ impl ClusterNetwork {
         Ok(addresses)
     }
 
+    /// Refuses targets among this machine's pod addresses that a program of the host would answer, because
+    /// it listens on all addresses and no pod has the port.
+    fn check_host(&self, target: SocketAddr, transport: Transport) -> Result<SocketAddr, Error> {
+        let local = |range: &Cidr| range.contains(target.ip());
+        let loopback = target.ip().is_loopback() && self.config.pod_cidrs.iter().any(local);
+        if !loopback && !self.config.local_pods.iter().any(local) {
+            return Ok(target);
+        }
+        let [tcp, udp] = &self.listeners;
+        let cache = if transport == Transport::Tcp { tcp } else { udp };
+        let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let age = cache.0.map(|at| at.elapsed());
+        if age.is_none_or(|age| age > LISTENERS_FRESH) {
+            *cache = (Some(Instant::now()), read_listeners(transport));
+        } else if cache.1.is_hosts(target) {
+            // A pod may have bound the port since.
+            *cache = (Some(Instant::now()), read_listeners(transport));
+        }
+        if cache.1.is_hosts(target) {
+            let text = format!("no pod listens on {target}; a program of the node does, on all addresses");
+            return Err(Error::Config(text));
+        }
+        Ok(target)
+    }
+
     fn route_as(
+        &self,
+        pod: &PodSandbox,
+        target: SocketAddr,
+        transport: Transport,
+        names: &[&str],
+    ) -> Result<SocketAddr, Error> {
+        let route = self.choose(pod, target, transport, names)?;
+        let named = canonical(target.ip()) == route.ip()
+            && patterns(pod).iter().any(|pattern| pattern.names(route.ip(), route.port(), names));
+        if named { Ok(route) } else { self.check_host(route, transport) }
+    }
+
+    fn choose(
         &self,
         pod: &PodSandbox,
         target: SocketAddr,
@@ -224,6 +272,15 @@ impl Network for ClusterNetwork {
     }
 }
 
+fn read_listeners(transport: Transport) -> Listeners {
+    let mut listeners = Listeners::default();
+    let tables = if transport == Transport::Tcp { ["tcp", "tcp6"] } else { ["udp", "udp6"] };
+    for table in tables {
+        listeners.add(&std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default());
+    }
+    listeners
+}
+
 /// The pod's patterns; ones that cannot be read allow nothing.
 fn patterns(pod: &PodSandbox) -> Vec<Pattern> {
     pod.outbound.iter().filter_map(|text| text.parse().ok()).collect()
@@ -240,8 +297,8 @@ fn denied(reason: ketch_net::policy::Denied) -> Error {
 
 /// A change of one of the watched kinds.
 enum Change {
-    Service(watcher::Event<Service>),
-    Slice(watcher::Event<EndpointSlice>),
+    Service(Box<watcher::Event<Service>>),
+    Slice(Box<watcher::Event<EndpointSlice>>),
 }
 
 fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
@@ -254,8 +311,8 @@ where
 }
 
 async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
-    let services = events(Api::<Service>::all(client.clone())).map(Change::Service);
-    let slices = events(Api::<EndpointSlice>::all(client)).map(Change::Slice);
+    let services = events(Api::<Service>::all(client.clone())).map(|event| Change::Service(Box::new(event)));
+    let slices = events(Api::<EndpointSlice>::all(client)).map(|event| Change::Slice(Box::new(event)));
     let mut changes = select(services.boxed(), slices.boxed()).map(Ok::<_, std::convert::Infallible>);
     let (mut services, mut slices) = (Mirror::default(), Mirror::default());
     while let Some(Ok(Some(change))) = network.stop.run_until_cancelled(changes.try_next()).await {
@@ -272,8 +329,8 @@ async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
 
 fn take(services: &mut Mirror<Service>, slices: &mut Mirror<EndpointSlice>, change: Change) {
     match change {
-        Change::Service(event) => services.take(event),
-        Change::Slice(event) => slices.take(event),
+        Change::Service(event) => services.take(*event),
+        Change::Slice(event) => slices.take(*event),
     }
 }
 

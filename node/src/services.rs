@@ -8,10 +8,13 @@ use std::{
 
 use ketch_runtime::{ContainerId, HttpService};
 
+/// A service and the container it belongs to.
+type Registered = (ContainerId, Arc<dyn HttpService>);
+
 /// HTTP services of this node's running containers. Reads take an uncontended lock and clone an [`Arc`].
 #[derive(Default)]
 pub struct LocalServices {
-    by_address: RwLock<HashMap<SocketAddr, (ContainerId, Arc<dyn HttpService>)>>,
+    by_address: RwLock<HashMap<SocketAddr, Registered>>,
 }
 
 impl ketch_gateway::LocalServices for LocalServices {

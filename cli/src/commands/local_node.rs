@@ -80,6 +80,7 @@ impl LocalNode {
             wide.clone(),
             NetworkConfig {
                 pod_cidrs: vec![pods],
+                local_pods: vec![range.cidr],
                 service_cidrs: vec![services],
                 node_addresses: addresses.clone(),
                 control_plane: vec![server.api_addr, server.ui_addr],
@@ -97,7 +98,7 @@ impl LocalNode {
             data_dir: options.data_dir.clone(),
             runtimes: vec![RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() }],
             images: Arc::new(Registries::new(LocalRegistry::Client(client))),
-            network: network.clone(),
+            network: Some(network.clone()),
             pod_cidr: range.cidr,
             addresses,
             api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },

@@ -6,11 +6,13 @@
 pub mod anyip;
 pub mod cidr;
 pub mod ipam;
+pub mod listeners;
 pub mod names;
 pub mod policy;
 pub mod services;
 
 pub use cidr::Cidr;
 pub use ipam::Allocator;
+pub use listeners::Listeners;
 pub use policy::{Pattern, Policy};
 pub use services::{Table, Transport};

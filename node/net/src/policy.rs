@@ -229,7 +229,7 @@ impl Pattern {
 
     /// Whether the pattern names the very target: its address, a range within what makes it protected, or
     /// `localhost` for the loopback.
-    fn names(&self, address: IpAddr, port: u16, names: &[&str]) -> bool {
+    pub fn names(&self, address: IpAddr, port: u16, names: &[&str]) -> bool {
         if self.port.is_some_and(|allowed| allowed != port) {
             return false;
         }

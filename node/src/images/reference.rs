@@ -86,7 +86,7 @@ impl Reference {
 fn is_host(text: &str) -> bool {
     let (name, port) = text.split_once(':').unwrap_or((text, "1"));
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
-    !name.is_empty() && name.chars().all(inner) && port.parse::<u16>().is_ok()
+    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(inner) && port.parse::<u16>().is_ok()
 }
 
 /// `sha256:` and 64 hexadecimal digits.

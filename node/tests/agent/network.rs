@@ -19,6 +19,7 @@ fn sandbox(outbound: &[&str]) -> PodSandbox {
 fn config() -> NetworkConfig {
     NetworkConfig {
         pod_cidrs: vec!["127.42.0.0/16".parse().unwrap()],
+        local_pods: Vec::new(),
         service_cidrs: vec!["127.43.0.0/16".parse().unwrap()],
         node_addresses: vec!["192.0.2.1".parse().unwrap()],
         control_plane: vec!["127.0.0.1:6443".parse().unwrap(), "192.0.2.1:6443".parse().unwrap()],
@@ -77,4 +78,19 @@ async fn names_that_no_pattern_means_are_not_even_looked_up() {
     let error = network.resolve(&sandbox(&[]), "secret-data.evil.example").await.unwrap_err().to_string();
     assert!(error.contains("ketch.dev/outbound"), "{error}");
     assert!(network.resolve(&sandbox(&[]), "none.default.svc.cluster.local").await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_programs_wildcard_listener_is_not_reached_at_a_pods_address() {
+    let host = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let network = ClusterNetwork::fixed(ketch_net::Table::default(), config());
+    for target in ["127.42.0.9", "127.42.0.2", "localhost", "127.0.0.1"] {
+        let error = network.dial(&sandbox(&["*"]), target, port).await.unwrap_err().to_string();
+        assert!(error.contains("a program of the node does"), "{target}: {error}");
+    }
+    drop(host);
+    assert!(network.dial(&sandbox(&[]), "127.42.0.9", port).await.is_ok());
+    let pod = std::net::TcpListener::bind("127.42.0.9:0").unwrap().local_addr().unwrap();
+    assert_eq!(network.dial(&sandbox(&[]), "127.42.0.9", pod.port()).await.unwrap(), [pod]);
 }
