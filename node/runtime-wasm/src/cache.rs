@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -173,13 +173,14 @@ fn key(path: &Path) -> io::Result<[u8; 32]> {
     Ok(key)
 }
 
-/// Replaces `path` with `bytes` in one step, readable by this user only.
+/// Replaces `path` with `bytes` in one step, readable by this user only. Two at a time are fine.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(fresh, path)
+    let dir = path.parent().ok_or_else(|| io::Error::other("no directory"))?;
+    let mut fresh = tempfile::NamedTempFile::new_in(dir)?;
+    fresh.write_all(bytes)?;
+    fresh.as_file().sync_all()?;
+    fresh.persist(path)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use ketch_runtime::{Error, Mount, Network, PodSandbox, log::Log, log::Stream};
+use ketch_runtime::{Error, Mount, Network, PodSandbox, Port, log::Log, log::Stream};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 use wasmtime::{
     Store,
     component::{Linker, ResourceTable},
 };
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView, p1::WasiP1Ctx};
+use wasmtime_wasi::{
+    FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView, p1::WasiP1Ctx, sockets::WasiSocketsCtxView,
+};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
@@ -16,6 +20,7 @@ use crate::{
     limits::{Counters, HEADER_BYTES, HOSTCALL_BYTES, Limiter, RANDOM_BYTES, RESOURCES},
     outbound::Outbound,
     output::Output,
+    sockets::{self, Policy},
 };
 
 /// A pod as its guests' connections see it.
@@ -25,6 +30,10 @@ pub(crate) struct Pod {
     pub(crate) tls: Arc<rustls::ClientConfig>,
     /// `wasi:keyvalue` of the pod.
     pub(crate) buckets: Buckets,
+    /// One permit per socket it may have.
+    pub(crate) sockets: Arc<Semaphore>,
+    /// What is done for its guests, such as name lookups.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// What the instances of one container share.
@@ -35,6 +44,8 @@ pub(crate) struct Surroundings {
     pub(crate) env: Arc<Vec<(String, String)>>,
     pub(crate) working_dir: Option<String>,
     pub(crate) mounts: Vec<Mount>,
+    /// Ports it may listen on.
+    pub(crate) ports: Arc<Vec<Port>>,
     /// Bytes of one instance; `None`: no limit but the engine's.
     pub(crate) memory: Option<u64>,
     pub(crate) counters: Arc<Counters>,
@@ -47,14 +58,23 @@ impl Surroundings {
     /// # Errors
     /// When a mounted directory cannot be opened.
     pub(crate) fn store(&self) -> Result<Store<Ctx>, Error> {
+        let policy = Policy::new(Arc::clone(&self.pod), Arc::clone(&self.ports), self.log.clone());
+        let policy = Arc::new(policy);
+        let mut wasi = self.wasi()?;
+        let check = Arc::clone(&policy);
+        wasi.allow_tcp(true).allow_udp(true).socket_addr_check(move |address, reason| {
+            let allowed = check.check(address, reason);
+            Box::pin(std::future::ready(allowed))
+        });
         let ctx = Ctx {
-            wasi: self.wasi()?.build(),
+            wasi: wasi.build(),
             table: table(),
             http: http(),
             outbound: Outbound::new(Arc::clone(&self.pod), self.log.clone()),
             limiter: self.limiter(),
             env: Arc::clone(&self.env),
             pod: Arc::clone(&self.pod),
+            sockets: sockets::State::new(policy),
         };
         let mut store = Store::new(&self.engine.engine, ctx);
         store.limiter(|ctx| &mut ctx.limiter);
@@ -130,9 +150,23 @@ pub(crate) struct Ctx {
     pub(crate) table: ResourceTable,
     http: WasiHttpCtx,
     pub(crate) outbound: Outbound,
-    pub(crate) limiter: Limiter,
     pub(crate) env: Arc<Vec<(String, String)>>,
     pub(crate) pod: Arc<Pod>,
+    sockets: sockets::State,
+    /// Last, because fields are dropped in order: what counts as free is free.
+    pub(crate) limiter: Limiter,
+}
+
+impl Ctx {
+    /// wasmtime-wasi's view of the sockets, and ours.
+    pub(crate) fn sockets(&mut self) -> (WasiSocketsCtxView<'_>, &mut sockets::State) {
+        (WasiSocketsCtxView { ctx: self.wasi.sockets(), table: &mut self.table }, &mut self.sockets)
+    }
+
+    /// Where the store's sockets may go.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        self.sockets.policy()
+    }
 }
 
 impl WasiView for Ctx {
@@ -162,6 +196,7 @@ pub(crate) fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Ctx>>
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
     crate::keyvalue::add_to_linker(&mut linker)?;
     crate::config::add_to_linker(&mut linker)?;
+    sockets::add_to_linker(&mut linker)?;
     Ok(linker)
 }
 

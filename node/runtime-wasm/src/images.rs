@@ -6,7 +6,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use ketch_api::wasm::{LAYER_MEDIA_TYPE, LEGACY_LAYER_MEDIA_TYPES, World};
@@ -133,11 +132,11 @@ impl Images {
         self.dir.join("blobs").join(format!("{wasm}.wasm"))
     }
 
-    /// A place for a binary that is on its way.
-    pub(crate) fn fresh(&self) -> Fresh {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Fresh { path: self.dir.join("blobs").join(format!(".{}-{number}.part", std::process::id())) }
+    /// A place for a binary that is on its way; removed unless it is kept.
+    pub(crate) fn fresh(&self) -> Result<tempfile::TempPath, Error> {
+        tempfile::NamedTempFile::new_in(self.dir.join("blobs"))
+            .map(tempfile::NamedTempFile::into_temp_path)
+            .map_err(|error| Error::Internal(format!("cannot write in {}: {error}", self.dir.display())))
     }
 
     /// What is kept of the image with manifest `digest`; `None` when it, or its binary, is not there.
@@ -155,30 +154,6 @@ impl Images {
 
     fn path(&self, digest: &str) -> Option<PathBuf> {
         Some(self.dir.join("images").join(format!("{}.json", sha256_of(digest)?)))
-    }
-}
-
-/// A file that is removed unless it is kept.
-pub(crate) struct Fresh {
-    path: PathBuf,
-}
-
-impl Fresh {
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Gives the file its name.
-    pub(crate) fn keep_as(self, path: &Path) -> Result<(), Error> {
-        fs::rename(&self.path, path)
-            .map_err(|error| Error::Internal(format!("cannot keep {}: {error}", path.display())))
-    }
-}
-
-impl Drop for Fresh {
-    fn drop(&mut self) {
-        // Gone already when it was kept.
-        _ = fs::remove_file(&self.path);
     }
 }
 

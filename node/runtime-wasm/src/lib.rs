@@ -23,6 +23,7 @@ mod outbound;
 mod output;
 mod program;
 mod runtime;
+mod sockets;
 
 pub use compile::{Compiler, InProcessCompiler, ProcessCompiler, compile_main};
 pub use engine::{Host, Layout};

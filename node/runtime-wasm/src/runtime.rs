@@ -15,7 +15,10 @@ use ketch_runtime::{
     ImageSource, Network, PodId, PodSandbox, Protocol, Runtime, Usage,
     log::{LogLimits, Logs},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -30,6 +33,7 @@ use crate::{
     keyvalue::Memory,
     limits::{Counters, Cpu, HTTP_MEMORY, Meter},
     program::{Program, Programs},
+    sockets::MAX_SOCKETS,
 };
 
 /// Port of an HTTP component that declares none.
@@ -181,9 +185,11 @@ impl WasmRuntime {
         }
         let blob = self.images.blob(wasm);
         if !blob.exists() {
-            let fresh = self.images.fresh();
-            source.blob(reference, &layer.digest, layer.size, fresh.path()).await?;
-            fresh.keep_as(&blob)?;
+            let fresh = self.images.fresh()?;
+            source.blob(reference, &layer.digest, layer.size, &fresh).await?;
+            fresh
+                .persist(&blob)
+                .map_err(|error| Error::Internal(format!("cannot keep the binary: {error}")))?;
         }
         let program = self.programs.load(wasm, &blob).await.map_err(|error| match error {
             Error::Image(text) => Error::Image(format!("{reference} cannot run here: {text}")),
@@ -214,6 +220,7 @@ impl WasmRuntime {
             env: Arc::new(spec.env.clone()),
             working_dir: spec.working_dir.clone(),
             mounts: spec.mounts.clone(),
+            ports: Arc::new(spec.ports.clone()),
             memory,
             counters: Arc::clone(&counters),
             log: self.logs.open(&spec.log),
@@ -406,6 +413,8 @@ impl Runtime for WasmRuntime {
                 network: Arc::clone(&self.network),
                 tls: Arc::clone(&self.tls),
                 buckets: Arc::new(Memory::default()),
+                sockets: Arc::new(Semaphore::new(MAX_SOCKETS)),
+                tasks: self.tasks.clone(),
             })
         };
         state.pods.entry(pod.id.clone()).or_insert_with(|| new(pod));

@@ -4,7 +4,9 @@
 //! `spin` (uses the processor for ever), `grow` (uses memory without end), `panic`, in any number, one
 //! after the other. Without arguments the exit code is `$EXIT_CODE`, or 0.
 
-use std::{env, fs, process::exit, thread::sleep, time::Duration};
+use std::{env, fs, thread::sleep, time::Duration};
+
+use wasip2::cli::exit::exit_with_code;
 
 fn main() {
     let mut arguments = env::args();
@@ -50,6 +52,12 @@ fn run(action: &str, next: &mut dyn FnMut() -> String) {
             exit(2);
         }
     }
+}
+
+/// The standard library's exit knows only success and failure on WASI 0.2.
+fn exit(code: u8) -> ! {
+    exit_with_code(code);
+    unreachable!("the host ended the program")
 }
 
 fn fail<T>(file: &str, error: &std::io::Error) -> T {

@@ -8,7 +8,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
@@ -29,8 +29,8 @@ use wasmtime_wasi_http::{
 
 use super::{
     fresh::{End, finish, store},
-    job::{Answer, Job, Seat, Ticket},
-    service::{Policy, Service},
+    job::{Answer, Job, Ticket},
+    service::{Policy, Service, WorkerSeat},
 };
 use crate::context::Ctx;
 
@@ -58,7 +58,11 @@ pub(super) async fn once(
 }
 
 /// An instance for jobs of the queue, as the container's policy says.
-pub(super) async fn work(service: &Arc<Service>, pre: &ServicePre<Ctx>) -> Result<(), HttpError> {
+pub(super) async fn work(
+    service: &Service,
+    pre: &ServicePre<Ctx>,
+    seat: WorkerSeat<'_>,
+) -> Result<(), HttpError> {
     let _instance = service.instance(service.patience()).await?;
     let mut store = store(service)?;
     let proxy = service.meter.run(pre.instantiate_async(&mut store)).await;
@@ -66,7 +70,7 @@ pub(super) async fn work(service: &Arc<Service>, pre: &ServicePre<Ctx>) -> Resul
     let life = Life::new(service.policy);
     let end = {
         let run = store.run_concurrent(async |accessor| {
-            let mut worker = Worker::new(service, accessor, &proxy, &life);
+            let mut worker = Worker::new(service, accessor, &proxy, &life, seat);
             poll_fn(|context| worker.poll(context)).await
         });
         let mut run = std::pin::pin!(service.meter.run(run));
@@ -182,7 +186,6 @@ impl Life {
 
 type Running<'a> = Pin<Box<dyn Future<Output = (u32, wasmtime::Result<bool>)> + Send + 'a>>;
 type Next<'a> = Pin<Box<dyn Future<Output = Job> + Send + 'a>>;
-type Relief = Box<dyn Fn() + Send + Sync>;
 
 /// An instance from inside its event loop.
 struct Worker<'a> {
@@ -193,14 +196,19 @@ struct Worker<'a> {
     life: &'a Life,
     running: FuturesUnordered<Running<'a>>,
     next: Option<Next<'a>>,
-    seat: Seat<'a, Relief>,
+    seat: WorkerSeat<'a>,
     served: u32,
     retired: bool,
 }
 
 impl<'a> Worker<'a> {
-    fn new(service: &'a Arc<Service>, accessor: &'a Accessor<Ctx>, proxy: &'a Proxy, life: &'a Life) -> Self {
-        let relief = Arc::clone(service);
+    fn new(
+        service: &'a Service,
+        accessor: &'a Accessor<Ctx>,
+        proxy: &'a Proxy,
+        life: &'a Life,
+        seat: WorkerSeat<'a>,
+    ) -> Self {
         let handler = match proxy {
             Proxy::P3(guest) => *guest.wasi_http_handler().func_handle().func(),
             Proxy::P2(guest) => *guest.wasi_http_incoming_handler().func_handle().func(),
@@ -213,7 +221,7 @@ impl<'a> Worker<'a> {
             life,
             running: FuturesUnordered::new(),
             next: None,
-            seat: Seat::new(&service.queue, Box::new(move || relief.start_worker())),
+            seat,
             served: 0,
             retired: false,
         }

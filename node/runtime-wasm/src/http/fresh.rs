@@ -13,8 +13,8 @@ use wasmtime_wasi_http::{
 };
 
 use super::{
-    job::{Answer, Job, Seat, Ticket},
-    service::Service,
+    job::{Answer, Job, Ticket},
+    service::{Service, WorkerSeat},
 };
 use crate::{context::Ctx, program::Program};
 
@@ -49,13 +49,15 @@ async fn fresh(
 }
 
 /// An instance for up to `policy.requests` jobs of the queue, one after the other.
-pub(super) async fn work(service: &Arc<Service>, pre: &ProxyPre<Ctx>) -> Result<(), HttpError> {
+pub(super) async fn work(
+    service: &Service,
+    pre: &ProxyPre<Ctx>,
+    mut seat: WorkerSeat<'_>,
+) -> Result<(), HttpError> {
     let _instance = service.instance(service.patience()).await?;
     let mut store = store(service)?;
     let proxy = service.meter.run(pre.instantiate_async(&mut store)).await;
     let proxy = proxy.map_err(|error| service.failure(&error, None))?;
-    let relief = Arc::clone(service);
-    let mut seat = Seat::new(&service.queue, move || relief.start_worker());
     for _ in 0..service.policy.requests {
         seat.set(true);
         let job = tokio::select! {
@@ -108,7 +110,7 @@ impl End {
     pub(super) fn explain(self, service: &Service, store: &Store<Ctx>) -> HttpError {
         match self {
             Self::Stopped => HttpError::NotRunning,
-            Self::Expired => HttpError::Failed("it took too long".into()),
+            Self::Expired => HttpError::Timeout(service.timeout),
             Self::Failed(error) => {
                 let limiter = &store.data().limiter;
                 service.failure(&error, limiter.exceeded().then_some(limiter.limit()))

@@ -8,10 +8,7 @@ use std::{
 
 use futures::channel::oneshot;
 use ketch_runtime::HttpError;
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit},
-    time::Instant,
-};
+use tokio::{sync::Notify, time::Instant};
 use wasmtime_wasi_http::{
     WasiBody,
     handler::{ExpirationError, Request},
@@ -34,8 +31,6 @@ pub(super) struct Ticket {
     /// Why there was no answer, for when the instance ends without one. Dropped with the instance at the
     /// latest, so that nobody waits for ever.
     pub(super) epitaph: tokio::sync::oneshot::Sender<HttpError>,
-    /// One of the requests the container serves at a time.
-    pub(super) _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// Waits for a job's answer.
@@ -45,14 +40,10 @@ pub(super) struct Waiter {
 }
 
 /// A job and its waiter.
-pub(super) fn job(
-    request: Request,
-    deadline: Instant,
-    permit: Option<OwnedSemaphorePermit>,
-) -> (Job, Waiter) {
+pub(super) fn job(request: Request, deadline: Instant) -> (Job, Waiter) {
     let (reply, reply_waits) = oneshot::channel();
     let (epitaph, epitaph_waits) = tokio::sync::oneshot::channel();
-    let ticket = Ticket { deadline, epitaph, _permit: permit };
+    let ticket = Ticket { deadline, epitaph };
     (Job { request, reply, ticket }, Waiter { reply: reply_waits, epitaph: epitaph_waits })
 }
 
@@ -72,33 +63,48 @@ impl Waiter {
 }
 
 /// Jobs that wait for instances, and how many instances would take one now.
-#[derive(Default)]
+///
+/// A burst starts no more instances at a time than there are processors: those that are up soon take more
+/// of it, if their policy lets them, and else call for the next.
 pub(super) struct Queue {
     state: Mutex<State>,
     pushed: Notify,
+    most_starting: usize,
 }
 
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
     available: usize,
+    starting: usize,
+}
+
+impl State {
+    /// Whether an instance must be started; counts it.
+    fn call(&mut self, most_starting: usize) -> bool {
+        let call = self.available == 0 && !self.jobs.is_empty() && self.starting < most_starting;
+        self.starting += usize::from(call);
+        call
+    }
 }
 
 impl Queue {
-    /// Adds a job. Whether a new instance is needed for it.
+    pub(super) fn new(most_starting: usize) -> Self {
+        Self { state: Mutex::default(), pushed: Notify::new(), most_starting }
+    }
+
+    /// Adds a job. Whether an instance is to be started for it.
     pub(super) fn push(&self, job: Job) -> bool {
         let mut state = self.lock();
         state.jobs.push_back(job);
-        let starved = state.available == 0;
+        let call = state.call(self.most_starting);
         drop(state);
-        if !starved {
-            self.pushed.notify_one();
-        }
-        starved
+        self.pushed.notify_one();
+        call
     }
 
     /// Takes the oldest job, when there is one.
-    pub(super) fn pop(&self) -> Option<Job> {
+    fn pop(&self) -> Option<Job> {
         self.lock().jobs.pop_front()
     }
 
@@ -115,7 +121,7 @@ impl Queue {
         }
     }
 
-    /// Fails everything that waits, for instance because no instance can be made.
+    /// Fails everything that waits, because no instance can be made.
     pub(super) fn fail(&self, error: &HttpError) {
         let jobs = std::mem::take(&mut self.lock().jobs);
         for job in jobs {
@@ -124,46 +130,52 @@ impl Queue {
         }
     }
 
-    /// An instance takes jobs from now on.
-    fn join(&self) {
-        self.lock().available += 1;
-    }
-
-    /// It does not any more. Whether that leaves jobs with nobody to take them.
-    fn leave(&self) -> bool {
-        let mut state = self.lock();
-        state.available -= 1;
-        state.available == 0 && !state.jobs.is_empty()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// An instance's place at the queue: free or taken.
+/// An instance's place at the queue.
 pub(super) struct Seat<'a, F: Fn()> {
     queue: &'a Queue,
-    free: bool,
+    place: Place,
     /// Starts another instance.
     relief: F,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Being started: nobody knows yet how it goes.
+    Starting,
+    /// Takes a job.
+    Free,
+    /// Does not.
+    Taken,
+}
+
 impl<'a, F: Fn()> Seat<'a, F> {
-    /// A taken seat; `relief` is called when leaving strands a job.
+    /// The seat of an instance that the queue called for; `relief` is called when it calls for another.
     pub(super) fn new(queue: &'a Queue, relief: F) -> Self {
-        Self { queue, free: false, relief }
+        Self { queue, place: Place::Starting, relief }
     }
 
     /// Says whether the instance takes jobs.
     pub(super) fn set(&mut self, free: bool) {
-        if free == self.free {
+        let place = if free { Place::Free } else { Place::Taken };
+        if place == self.place {
             return;
         }
-        self.free = free;
-        if free {
-            self.queue.join();
-        } else if self.queue.leave() {
+        let mut state = self.queue.lock();
+        match self.place {
+            Place::Starting => state.starting -= 1,
+            Place::Free => state.available -= 1,
+            Place::Taken => {}
+        }
+        self.place = place;
+        state.available += usize::from(free);
+        let call = state.call(self.queue.most_starting);
+        drop(state);
+        if call {
             (self.relief)();
         }
     }
@@ -185,24 +197,26 @@ mod tests {
 
     fn any() -> (Job, Waiter) {
         let body = Empty::new().map_err(|never| match never {}).boxed_unsync();
-        job(http::Request::new(body), Instant::now(), None)
+        job(http::Request::new(body), Instant::now())
     }
 
     #[tokio::test]
-    async fn a_job_goes_to_a_free_seat_or_asks_for_a_new_one() {
-        let queue = Queue::default();
+    async fn a_job_goes_to_a_free_seat_or_calls_for_a_new_one() {
+        let queue = Queue::new(1);
         let reliefs = Cell::new(0);
         assert!(queue.push(any().0), "nobody is there");
+        assert!(!queue.push(any().0), "one is on its way");
         let mut seat = Seat::new(&queue, || reliefs.set(reliefs.get() + 1));
         seat.set(true);
         queue.next().await;
-        assert!(!queue.push(any().0), "the seat is free");
-        assert!(!queue.push(any().0));
         queue.next().await;
+        assert!(!queue.push(any().0), "the seat is free");
         seat.set(false);
-        assert_eq!(reliefs.get(), 1, "one job was left alone");
+        assert_eq!(reliefs.get(), 1, "the job was left alone");
         drop(seat);
-        assert_eq!(reliefs.get(), 1);
+        assert_eq!(reliefs.get(), 1, "relief is on its way");
+        drop(Seat::new(&queue, || reliefs.set(reliefs.get() + 1)));
+        assert_eq!(reliefs.get(), 2, "it did not come up");
     }
 
     #[tokio::test]

@@ -1,12 +1,16 @@
 //! The service of one container.
 
 use std::{
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering::Relaxed},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header::HOST};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use ketch_api::wasm::World;
 use ketch_runtime::{Body, Error, HttpError, HttpService, Reuse};
@@ -19,7 +23,7 @@ use wasmtime_wasi_http::{Error as HttpProblem, WasiBody};
 
 use super::{
     concurrent, fresh,
-    job::{Job, Queue, job},
+    job::{Job, Queue, Seat, job},
 };
 use crate::{
     context::Surroundings,
@@ -48,7 +52,7 @@ pub(crate) struct Service {
     programs: Arc<Programs>,
     images: Arc<Images>,
     stored: Stored,
-    timeout: Duration,
+    pub(super) timeout: Duration,
     concurrency: Option<Arc<Semaphore>>,
     pub(super) policy: Policy,
     pub(super) queue: Queue,
@@ -57,6 +61,9 @@ pub(crate) struct Service {
     /// Instances at work.
     pub(super) tasks: TaskTracker,
 }
+
+/// The seat of a service's instance.
+pub(super) type WorkerSeat<'a> = Seat<'a, Box<dyn Fn() + Send + Sync>>;
 
 #[derive(Default)]
 struct Warm {
@@ -100,7 +107,7 @@ impl Service {
             stored,
             timeout,
             concurrency: concurrency.filter(|count| *count > 0).map(permits),
-            queue: Queue::default(),
+            queue: Queue::new(std::thread::available_parallelism().map_or(1, usize::from)),
             warm: Mutex::default(),
             over,
             tasks: TaskTracker::new(),
@@ -158,12 +165,16 @@ impl Service {
         let deadline = Instant::now() + self.timeout;
         let work = async {
             let program = self.program().await.map_err(|error| HttpError::Failed(error.to_string()))?;
-            let (job, waiter) = job(with_host(request), deadline, permit);
+            let (job, waiter) = job(with_host(request), deadline);
             self.dispatch(program, job);
             waiter.wait(expired.clone()).await
         };
         // The instance is ended by its own worker; whoever asked does not wait for that.
-        tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(expired.clone()))
+        let response = tokio::time::timeout_at(deadline, work).await.unwrap_or(Err(expired.clone()))?;
+        Ok(match permit {
+            Some(permit) => response.map(|body| Counted { body, permit: Some(permit) }.boxed_unsync()),
+            None => response,
+        })
     }
 
     fn dispatch(self: &Arc<Self>, program: Arc<Program>, job: Job) {
@@ -174,14 +185,16 @@ impl Service {
         }
     }
 
-    /// Starts an instance that takes jobs from the queue.
+    /// Starts an instance that takes jobs from the queue, which has called for it.
     pub(super) fn start_worker(self: &Arc<Self>) {
         let this = Arc::clone(self);
         self.tasks.spawn(async move {
+            let relief = Arc::clone(&this);
+            let seat: WorkerSeat<'_> = Seat::new(&this.queue, Box::new(move || relief.start_worker()));
             let result = match this.program().await {
                 Ok(program) => match &*program {
-                    Program::HttpAsync(pre) => concurrent::work(&this, pre).await,
-                    Program::Http(pre) => fresh::work(&this, pre).await,
+                    Program::HttpAsync(pre) => concurrent::work(&this, pre, seat).await,
+                    Program::Http(pre) => fresh::work(&this, pre, seat).await,
                     _ => Err(HttpError::Failed("it does not serve HTTP".into())),
                 },
                 Err(error) => Err(HttpError::Failed(error.to_string())),
@@ -214,6 +227,37 @@ impl Service {
         };
         self.around.say(&format!("{text}\n{error:?}"));
         HttpError::Failed(text)
+    }
+}
+
+/// A body that counts as one of the requests served at a time until its end.
+struct Counted {
+    body: WasiBody,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = HttpProblem;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpProblem>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        if !matches!(frame, Some(Ok(_))) || this.body.is_end_stream() {
+            this.permit = None;
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

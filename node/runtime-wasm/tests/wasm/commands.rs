@@ -34,11 +34,12 @@ fn a_job_sees_its_arguments_environment_and_directories() {
         assert_eq!(std::fs::read_to_string(open.join("out")).unwrap(), "from inside");
         pod.remove().await;
 
-        let pod = Pod::of("job").await.with(|spec| {
-            spec.mounts = vec![mount(shut.clone(), "/shut", true)];
+        let pod = Pod::of("job").await;
+        let shut = pod.dir().to_owned();
+        let pod = pod.with(|spec| {
+            spec.mounts = vec![mount(shut, "/shut", true)];
             spec.args = args(&["write", "/shut/in", "changed"]);
         });
-        std::fs::create_dir(&shut).ok();
         let pod = pod.start().await;
         assert_eq!(pod.end().await.0, 1);
         pod.logged("stderr F /shut/in").await;

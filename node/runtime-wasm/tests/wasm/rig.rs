@@ -22,7 +22,7 @@ use ketch_runtime_wasm::{InProcessCompiler, Options, WasmRuntime};
 use sha2::{Digest, Sha256};
 
 /// Longest a condition may take to come true.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 static EXECUTOR: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
@@ -35,14 +35,14 @@ static SHARED: LazyLock<Arc<WasmRuntime>> = LazyLock::new(|| {
 });
 
 /// Runs a test on the shared executor.
-pub fn run<T>(test: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
     EXECUTOR.block_on(async {
         tokio::time::timeout(Duration::from_secs(300), test).await.expect("the test takes too long")
     })
 }
 
 /// The runtime all tests share; its compiled code survives the run.
-pub fn runtime() -> Arc<WasmRuntime> {
+pub(crate) fn runtime() -> Arc<WasmRuntime> {
     Arc::clone(&SHARED)
 }
 
@@ -59,7 +59,7 @@ static GUESTS: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 /// Bytes of a guest of `workloads/`.
-pub fn guest(name: &str) -> Vec<u8> {
+pub(crate) fn guest(name: &str) -> Vec<u8> {
     let file = GUESTS.join(format!("{name}.wasm"));
     let file = if file.exists() { file } else { GUESTS.join(format!("{}.wasm", name.replace('-', "_"))) };
     std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
@@ -67,13 +67,13 @@ pub fn guest(name: &str) -> Vec<u8> {
 
 /// Serves `test.local/<guest>` and what a test gives it.
 #[derive(Default)]
-pub struct Guests {
-    pub own: Vec<(String, Vec<u8>)>,
-    pub manifests: Vec<(String, String)>,
+pub(crate) struct Guests {
+    pub(crate) own: Vec<(String, Vec<u8>)>,
+    pub(crate) manifests: Vec<(String, String)>,
 }
 
 impl Guests {
-    pub fn with(reference: &str, wasm: Vec<u8>) -> Arc<Self> {
+    pub(crate) fn with(reference: &str, wasm: Vec<u8>) -> Arc<Self> {
         Arc::new(Self { own: vec![(reference.to_owned(), wasm)], manifests: Vec::new() })
     }
 
@@ -87,7 +87,7 @@ impl Guests {
     }
 }
 
-pub fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     let hex: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{hex}")
 }
@@ -115,7 +115,7 @@ impl ImageSource for Guests {
 
 /// `NAME.pod` is 127.42.<name>; the pods may reach each other and nothing else. Port 9999 leads to 18080,
 /// as a Service would.
-pub struct Loopback;
+pub(crate) struct Loopback;
 
 #[async_trait]
 impl Network for Loopback {
@@ -150,25 +150,25 @@ impl Network for Loopback {
 }
 
 /// A pod with one container.
-pub struct Pod {
-    pub runtime: Arc<WasmRuntime>,
-    pub id: PodId,
-    pub ip: IpAddr,
-    pub spec: ContainerSpec,
+pub(crate) struct Pod {
+    pub(crate) runtime: Arc<WasmRuntime>,
+    pub(crate) id: PodId,
+    pub(crate) ip: IpAddr,
+    pub(crate) spec: ContainerSpec,
     dir: tempfile::TempDir,
 }
 
 impl Pod {
     /// Pulls a guest of `workloads/` and describes a pod of it, not yet started.
-    pub async fn of(name: &str) -> Self {
+    pub(crate) async fn of(name: &str) -> Self {
         Self::from(&format!("test.local/{name}:1"), Arc::new(Guests::default())).await
     }
 
-    pub async fn from(reference: &str, source: Arc<Guests>) -> Self {
+    pub(crate) async fn from(reference: &str, source: Arc<Guests>) -> Self {
         Self::on(runtime(), reference, source).await
     }
 
-    pub async fn on(runtime: Arc<WasmRuntime>, reference: &str, source: Arc<Guests>) -> Self {
+    pub(crate) async fn on(runtime: Arc<WasmRuntime>, reference: &str, source: Arc<Guests>) -> Self {
         static NUMBER: AtomicU16 = AtomicU16::new(1);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let [high, low] = number.to_be_bytes();
@@ -204,28 +204,28 @@ impl Pod {
         Self { runtime, id, ip, spec, dir }
     }
 
-    pub fn with(mut self, change: impl FnOnce(&mut ContainerSpec)) -> Self {
+    pub(crate) fn with(mut self, change: impl FnOnce(&mut ContainerSpec)) -> Self {
         change(&mut self.spec);
         self
     }
 
     /// A directory that lives as long as this.
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub async fn start(self) -> Self {
+    pub(crate) async fn start(self) -> Self {
         self.runtime.start(&self.id, self.spec.clone()).await.unwrap();
         self
     }
 
-    pub async fn state(&self) -> ContainerState {
+    pub(crate) async fn state(&self) -> ContainerState {
         let all = self.runtime.list().await.unwrap();
         all.into_iter().find(|status| status.id == self.spec.id).expect("the container is listed").state
     }
 
     /// Exit code, reason, message.
-    pub async fn end(&self) -> (i32, String, String) {
+    pub(crate) async fn end(&self) -> (i32, String, String) {
         let mut changes = self.runtime.changes();
         let wait = async {
             loop {
@@ -239,27 +239,32 @@ impl Pod {
         tokio::time::timeout(PATIENCE, wait).await.expect("the container ends")
     }
 
-    pub fn http(&self) -> Arc<dyn HttpService> {
+    pub(crate) fn http(&self) -> Arc<dyn HttpService> {
         self.runtime.http(&self.spec.id).expect("it serves")
     }
 
     /// Status and body of a request made in process.
-    pub async fn get(&self, path: &str) -> Result<(u16, String), HttpError> {
+    pub(crate) async fn get(&self, path: &str) -> Result<(u16, String), HttpError> {
         self.send("GET", path, "").await
     }
 
-    pub async fn send(&self, method: &str, path: &str, body: &str) -> Result<(u16, String), HttpError> {
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> Result<(u16, String), HttpError> {
         call(&*self.http(), method, path, body).await
     }
 
     /// Texts of the log so far, with `stdout F ` and the like before them.
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         let text = std::fs::read_to_string(&self.spec.log).unwrap_or_default();
         text.lines().map(|line| line.split_once(' ').map_or("", |(_, rest)| rest).to_owned()).collect()
     }
 
     /// Waits for a log line with this text.
-    pub async fn logged(&self, text: &str) {
+    pub(crate) async fn logged(&self, text: &str) {
         let wait = async {
             while !self.log().iter().any(|line| line.contains(text)) {
                 tokio::task::yield_now().await;
@@ -269,12 +274,22 @@ impl Pod {
         assert!(waited.is_ok(), "no {text:?} in {:?}", self.log());
     }
 
-    pub async fn remove(self) {
+    /// Waits until no instance of the container lives.
+    pub(crate) async fn idle(&self) {
+        let wait = async {
+            while self.runtime.usage(&self.spec.id).await.unwrap().memory > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("the instances end");
+    }
+
+    pub(crate) async fn remove(self) {
         self.runtime.remove_pod(&self.id).await.unwrap();
     }
 }
 
-pub async fn call(
+pub(crate) async fn call(
     service: &dyn HttpService,
     method: &str,
     path: &str,
@@ -290,7 +305,7 @@ pub async fn call(
 }
 
 /// Status and body of a request made over a socket.
-pub async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
+pub(crate) async fn fetch(address: SocketAddr, path: &str) -> (u16, String) {
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
     let io = hyper_util::rt::TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
