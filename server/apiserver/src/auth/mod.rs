@@ -93,6 +93,8 @@ pub struct Attributes {
     pub namespace: String,
     /// Object name; empty for collections.
     pub name: String,
+    /// The `fieldSelector` parameter of a list, watch or collection delete, as sent.
+    pub field_selector: String,
     /// URL path.
     pub path: String,
     /// Whether the path names a resource; otherwise only `verb` and `path` count.

@@ -47,7 +47,7 @@ pub(crate) async fn update(
         Ok((revision, outcome)) => (200, revision, outcome),
         Err(status) if status.code == 404 && creates => {
             let info = RequestInfo { verb: "create".to_owned(), ..call.info.clone() };
-            permit(&call.server, &call.user, &info)?;
+            permit(&call.server, &call.user, &info, None)?;
             write.request.operation = Operation::Create;
             let (revision, outcome) = create::store(&call.server, &mut write, incoming).await?;
             (201, revision, outcome)

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use axum::{body::Body, extract::Request, response::Response};
 use futures::FutureExt;
 use http::{Method, header::UPGRADE, request::Parts};
-use ketch_api::{Status, request::RequestInfo};
+use ketch_api::{
+    Status,
+    request::{self, RequestInfo},
+};
 
 use crate::{
     auth::{Attributes, Decision, User},
@@ -64,7 +67,7 @@ async fn permitted(
     info: RequestInfo,
     user: User,
 ) -> Result<Response, Status> {
-    permit(&server, &user, &info)?;
+    permit(&server, &user, &info, parts.uri.query())?;
     if streams(&parts, &info) {
         return dispatch(server, parts, body, info, user).await;
     }
@@ -99,7 +102,14 @@ async fn identify(server: &ApiServer, parts: &Parts) -> Result<User, Status> {
 }
 
 /// Whether `user` may do what `info` says, as an error if not.
-pub(crate) fn permit(server: &ApiServer, user: &User, info: &RequestInfo) -> Result<(), Status> {
+pub(crate) fn permit(
+    server: &ApiServer,
+    user: &User,
+    info: &RequestInfo,
+    query: Option<&str>,
+) -> Result<(), Status> {
+    let field_selector =
+        query.and_then(|query| request::value_of(query, "fieldSelector")).unwrap_or_default();
     let attributes = Attributes {
         verb: info.verb.clone(),
         group: info.group.clone(),
@@ -108,6 +118,7 @@ pub(crate) fn permit(server: &ApiServer, user: &User, info: &RequestInfo) -> Res
         subresource: info.subresource.clone(),
         namespace: info.namespace.clone(),
         name: info.name.clone(),
+        field_selector,
         path: info.path.clone(),
         is_resource: info.is_resource,
     };

@@ -9,7 +9,10 @@ mod restriction;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use ketch_api::names::{NODE_USER_PREFIX, NODES_GROUP};
+use ketch_api::{
+    names::{NODE_USER_PREFIX, NODES_GROUP},
+    selector::FieldSelector,
+};
 use ketch_store::{Event, Versioned};
 
 pub use restriction::NodeRestriction;
@@ -49,6 +52,7 @@ pub fn rules() -> Vec<Rule> {
         Rule::resources(&[""], &["services", "namespaces", "nodes"], READ),
         Rule::resources(&["discovery.k8s.io"], &["endpointslices"], READ),
         Rule::resources(&["node.k8s.io"], &["runtimeclasses"], READ),
+        Rule::resources(&["ketch.dev"], &["images"], &["get"]),
         Rule::resources(&[""], &["nodes"], &["create", "update", "patch"]),
         Rule::resources(&[""], &["nodes/status"], &["update", "patch"]),
         Rule::resources(&["", "events.k8s.io"], &["events"], &["create", "update", "patch"]),
@@ -83,6 +87,7 @@ impl Nodes {
             }
             ("coordination.k8s.io", "leases", "") => lease(node, a),
             ("", "pods", "") if a.verb == "get" => related(Target::pod(&a.namespace, &a.name)),
+            ("", "pods", "") if reads => own_pods(node, a),
             ("", "nodes", _) if !reads && a.name != node && !a.name.is_empty() => {
                 Err(format!("node \"{node}\" is not allowed to modify node \"{}\"", a.name))
             }
@@ -98,6 +103,15 @@ impl Nodes {
             return Ok(());
         }
         Err(format!("no relationship found between node '{node}' and this object"))
+    }
+}
+
+/// Lists and watches of pods must select the node's own.
+fn own_pods(node: &str, a: &Attributes) -> Result<(), String> {
+    let selector = FieldSelector::parse(&a.field_selector).unwrap_or_default();
+    match selector.exact("spec.nodeName") == Some(node) {
+        true => Ok(()),
+        false => Err("can only list/watch pods with spec.nodeName field selector".to_owned()),
     }
 }
 

@@ -6,9 +6,12 @@ use ketch_store::{Storage, Update};
 use serde_json::{Value, json};
 
 use super::Rule;
-use crate::auth::{
-    AUTHENTICATED_GROUP, UNAUTHENTICATED_GROUP, node,
-    objects::{new_uid, set},
+use crate::{
+    auth::{
+        AUTHENTICATED_GROUP, UNAUTHENTICATED_GROUP, node,
+        objects::{new_uid, set},
+    },
+    wire::stored,
 };
 
 const READ: &[&str] = &["get", "list", "watch"];
@@ -134,6 +137,7 @@ fn view() -> Vec<Rule> {
                 "functions/status",
                 "functionrevisions",
                 "functionrevisions/status",
+                "images",
             ],
         ),
     ]
@@ -181,7 +185,8 @@ fn edit() -> Vec<Rule> {
         write("networking.k8s.io", &["ingresses", "networkpolicies"]),
         write("policy", &["poddisruptionbudgets"]),
         Rule::resources(&["coordination.k8s.io"], &["leases"], &[READ, WRITE].concat()),
-        write("ketch.dev", &["functions", "functions/scale"]),
+        write("ketch.dev", &["functions", "functions/scale", "images"]),
+        Rule::resources(&["ketch.dev"], &["functions/invoke"], &["create"]),
         Rule::resources(&["ketch.dev"], &["functionrevisions"], &["delete", "deletecollection"]),
     ]
 }
@@ -260,10 +265,12 @@ pub(crate) async fn ensure(storage: &dyn Storage, now: jiff::Timestamp) -> Resul
             set(metadata, "uid", new_uid()?);
             set(metadata, "creationTimestamp", now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
         }
+        let created = stored::encode(&created)?;
         let update = Box::new(move |current: Option<&ketch_store::Versioned>| {
-            let Some(current) = current else { return Ok(Update::Put(encode(created.clone()))) };
-            let Ok(stored) = serde_json::from_slice::<Value>(&current.value) else { return Ok(Update::Keep) };
-            Ok(completed(stored, &object).map_or(Update::Keep, |object| Update::Put(encode(object))))
+            let Some(current) = current else { return Ok(Update::Put(created.clone())) };
+            let known = serde_json::from_slice::<Value>(&current.value).ok();
+            let better = known.and_then(|known| completed(known, &object));
+            Ok(better.and_then(|object| stored::encode(&object).ok()).map_or(Update::Keep, Update::Put))
         });
         storage.update(&key, update).await.map_err(Status::internal)?;
     }
@@ -287,14 +294,4 @@ fn completed(mut stored: Value, wanted: &Value) -> Option<Value> {
         }
     }
     changed.then_some(stored)
-}
-
-/// The form the store keeps: `metadata` first, without a resource version.
-fn encode(mut object: Value) -> bytes::Bytes {
-    let mut metadata = object.as_object_mut().and_then(|all| all.remove("metadata")).unwrap_or_default();
-    if let Some(metadata) = metadata.as_object_mut() {
-        metadata.remove("resourceVersion");
-    }
-    let rest = object.to_string();
-    format!("{{\"metadata\":{metadata},{}", rest.get(1..).unwrap_or_default()).into()
 }

@@ -81,7 +81,7 @@ async fn put(storage: &dyn Storage, key: &str, object: Value) {
     storage.update(key, Box::new(move |_| Ok(Update::Put(value.clone())))).await.unwrap();
 }
 
-/// `get core/pods/log dev/web`, `list apps/deployments dev/`, `get /healthz`.
+/// `get core/pods/log dev/web`, `list apps/deployments dev/ FIELD-SELECTOR`, `get /healthz`.
 fn ask(text: &str) -> Attributes {
     let words: Vec<&str> = text.split(' ').collect();
     let (verb, what, place) = (words[0], words[1], words.get(2).copied().unwrap_or_default());
@@ -100,6 +100,7 @@ fn ask(text: &str) -> Attributes {
         subresource: subresource.into(),
         namespace: namespace.into(),
         name: name.into(),
+        field_selector: words.get(3).copied().unwrap_or_default().into(),
         is_resource: true,
         ..Attributes::default()
     }
