@@ -1,3 +1,5 @@
+//! The documents as clients read them.
+
 use http::Request;
 
 use super::*;

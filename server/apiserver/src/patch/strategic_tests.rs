@@ -1,3 +1,5 @@
+//! Tables in the shape of upstream's.
+
 use super::*;
 use serde_json::json;
 

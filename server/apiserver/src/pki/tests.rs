@@ -1,3 +1,5 @@
+//! The authority on disk, and what it signs.
+
 use std::{
     os::unix::fs::PermissionsExt,
     sync::atomic::{AtomicI64, Ordering},

@@ -1,3 +1,5 @@
+//! Bodies of real clients, bodies made here, and random bytes.
+
 use proptest::prelude::*;
 
 use super::*;

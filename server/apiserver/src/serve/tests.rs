@@ -1,3 +1,5 @@
+//! Real connections: identities, slow clients, limits, shutdown.
+
 use std::{future::pending, sync::Arc, time::Duration};
 
 use axum::{Extension, extract::ConnectInfo, routing::get};
