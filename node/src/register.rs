@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{context::Context, host, options::NodeOptions};
 
 /// Between renewals of the Lease, and what it promises (upstream's figures).
-const RENEW: Duration = Duration::from_secs(10);
+const RENEW: Duration = Duration::from_secs(3);
 const LEASE_SECONDS: i32 = 40;
 /// Between statuses when nothing changes.
 const STATUS: Duration = Duration::from_secs(300);

@@ -59,6 +59,11 @@ impl ApiServer {
             name: String::new(),
             dry_run: false,
         };
+        let key = resource.key(&request.namespace, meta::text(&object, "name"));
+        // A create would be refused for what the existing object already holds, such as its cluster IP.
+        if self.storage.get(&key).await.map_err(Status::internal)?.is_some() {
+            return Ok(());
+        }
         let mut write = Write::new(self, resource, request, self.now());
         let incoming = write.decode(object, &[], FieldValidation::Strict)?;
         match create::store(self, &mut write, incoming).await {
