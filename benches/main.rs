@@ -1,7 +1,7 @@
 //! Side-by-side measurements against peers, as a table in Markdown.
 //!
 //! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `idle`,
-//! `store`. Rounds
+//! `schedule`, `store`. Rounds
 //! are interleaved with the peer's and medians are printed, so that a busy machine hurts both sides alike.
 //! Every number is from a real process of a release build, reached the way users reach it.
 
@@ -17,6 +17,7 @@ mod density;
 mod http;
 mod idle;
 mod pods;
+mod schedule;
 mod statistics;
 mod store;
 
@@ -28,7 +29,8 @@ pub(crate) const ROUNDS: usize = 5;
 type Measurement = (&'static str, fn() -> Result<Vec<Row>>);
 
 const MEASUREMENTS: &[Measurement] =
-    &[("http", http::run), ("pods", pods::run), ("density", density::run), ("idle", idle::run), ("store", store::run)];
+    &[("http", http::run), ("pods", pods::run), ("density", density::run), ("idle", idle::run),
+      ("schedule", schedule::run), ("store", store::run)];
 
 /// One line of the table.
 pub(crate) struct Row {

@@ -21,7 +21,7 @@ use ketch_apiserver::{
     auth::{Attributes, Authenticator, Authorizer, Decision, User},
 };
 use ketch_client::{
-    Change, Informers, Queue, Tasks, in_process,
+    Change, Informers, Queue, State, Tasks, in_process,
     kube::{
         Api, Client, Resource,
         api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -175,9 +175,19 @@ impl Cluster {
         eventually(async || condition(&api.list(&Default::default()).await.unwrap().items)).await
     }
 
+    /// Ends everything, and sees to it that it has ended.
     pub(crate) async fn shutdown(self) {
         tokio::join!(self.controllers.shutdown(), self.scheduler.shutdown());
         self.tasks.shutdown().await;
+        let reports = self
+            .controllers
+            .reports()
+            .into_iter()
+            .chain(self.scheduler.reports())
+            .chain(self.tasks.reports());
+        for task in reports {
+            assert_eq!(task.state, State::Finished, "{task:?}");
+        }
     }
 }
 

@@ -201,17 +201,21 @@ impl State {
         }
     }
 
+    /// A pod was not bound after all. If the watch has settled the matter meanwhile, it knows better.
+    fn take_back(&mut self, uid: &str) {
+        if self.pending.holds(uid) {
+            self.cluster.remove_pod(uid);
+            self.pending.failed(uid, Instant::now());
+        }
+    }
+
     fn conclude(&mut self, outcome: Result<Outcome, tokio::task::JoinError>) {
         match outcome {
             Ok(Outcome::Bound | Outcome::Told) => {}
-            Ok(Outcome::Moot(uid)) => {
-                self.cluster.remove_pod(&uid);
-                self.pending.failed(&uid, Instant::now());
-            }
+            Ok(Outcome::Moot(uid)) => self.take_back(&uid),
             Ok(Outcome::Failed(uid, error)) => {
                 tracing::warn!(pod.uid = uid, error, "binding failed, trying again");
-                self.cluster.remove_pod(&uid);
-                self.pending.failed(&uid, Instant::now());
+                self.take_back(&uid);
             }
             Err(error) => tracing::error!(%error, "a binding task broke"),
         }
@@ -315,4 +319,97 @@ fn unschedulable(pod: &Pod, message: &str, now: Timestamp) -> Option<PodConditio
         observed_generation: pod.metadata.generation,
         ..PodCondition::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(node: Option<&str>) -> Arc<Pod> {
+        let spec = match node {
+            Some(node) => json!({"nodeName": node, "containers": []}),
+            None => json!({"containers": []}),
+        };
+        let pod = json!({"metadata": {"name": "p", "uid": "u", "namespace": "a"}, "spec": spec});
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    fn change(old: Option<Arc<Pod>>, new: Option<Arc<Pod>>) -> Event {
+        Event::Pod(Change { key: ketch_client::Key::new("a", "p"), old, new })
+    }
+
+    fn state() -> State {
+        let mut state = State { cluster: Cluster::new(), pending: Pending::default() };
+        let node = json!({"metadata": {"name": "n1"}, "status": {"allocatable": {"pods": "1"}}});
+        let node: Arc<Node> = Arc::new(serde_json::from_value(node).unwrap());
+        let key = ketch_client::Key::cluster("n1");
+        state.observe(Event::Node(Change { key, old: None, new: Some(node) }));
+        state.observe(change(None, Some(pod(None))));
+        state
+    }
+
+    #[test]
+    fn a_failed_binding_is_taken_back_and_tried_again() {
+        let mut state = state();
+        let info = state.pending.pop(Instant::now()).unwrap();
+        assert_eq!(state.decide(&info).as_deref(), Ok("n1"));
+        assert_eq!(state.cluster.node_of("u"), Some("n1"), "assumed");
+        state.observe(change(Some(pod(None)), Some(pod(None))));
+        assert!(state.pending.pop(Instant::now()).is_none(), "it is being bound");
+        state.conclude(Ok(Outcome::Failed("u".into(), "no luck".into())));
+        assert_eq!(state.cluster.node_of("u"), None);
+        assert!(state.pending.next_due().is_some());
+    }
+
+    #[test]
+    fn what_the_watch_says_about_a_binding_stands() {
+        let mut state = state();
+        let info = state.pending.pop(Instant::now()).unwrap();
+        state.decide(&info).unwrap();
+        state.observe(change(Some(pod(None)), Some(pod(Some("n2")))));
+        state.conclude(Ok(Outcome::Moot("u".into())));
+        assert_eq!(state.cluster.node_of("u"), Some("n2"));
+        state.observe(change(Some(pod(Some("n2"))), None));
+        assert_eq!(state.cluster.node_of("u"), None);
+    }
+
+    #[test]
+    fn a_pod_that_fits_nowhere_is_tried_when_another_leaves() {
+        let mut state = state();
+        let first = state.pending.pop(Instant::now()).unwrap();
+        state.decide(&first).unwrap();
+        let second =
+            json!({"metadata": {"name": "q", "uid": "v", "namespace": "a"}, "spec": {"containers": []}});
+        let second: Arc<Pod> = Arc::new(serde_json::from_value(second).unwrap());
+        let key = ketch_client::Key::new("a", "q");
+        state.observe(Event::Pod(Change { key, old: None, new: Some(second) }));
+        let waiting = state.pending.pop(Instant::now()).unwrap();
+        let refused = state.decide(&waiting).unwrap_err();
+        assert_eq!(refused.to_string(), "0/1 nodes are available: 1 Too many pods.");
+        assert!(state.pending.pop(Instant::now()).is_none());
+        state.observe(change(Some(pod(Some("n1"))), None));
+        assert!(state.pending.pop(Instant::now()).is_some());
+    }
+
+    #[test]
+    fn gated_and_foreign_pods_are_left_alone() {
+        let foreign = json!({"metadata": {}, "spec": {"schedulerName": "mine", "containers": []}});
+        let gated = json!({"metadata": {}, "spec": {"schedulingGates": [{"name": "g"}], "containers": []}});
+        for pod in [foreign, gated] {
+            assert!(!is_ours(&serde_json::from_value(pod).unwrap()));
+        }
+        assert!(is_ours(&pod(None)));
+    }
+
+    #[test]
+    fn the_condition_is_written_once_per_message() {
+        let now = Timestamp::UNIX_EPOCH;
+        let first = unschedulable(&pod(None), "no room", now).unwrap();
+        let mut told = Pod::clone(&pod(None));
+        told.status.get_or_insert_default().conditions = Some(vec![first.clone()]);
+        assert_eq!(unschedulable(&told, "no room", now), None);
+        let later = now + std::time::Duration::from_secs(9);
+        let other = unschedulable(&told, "still no room", later).unwrap();
+        assert_eq!(other.last_transition_time, first.last_transition_time);
+    }
 }

@@ -136,6 +136,11 @@ impl Pending {
         self.timed.keys().next().map(|(at, _)| *at)
     }
 
+    /// Whether the pod waits or is handed out.
+    pub(crate) fn holds(&self, uid: &str) -> bool {
+        self.entries.contains_key(uid)
+    }
+
     /// Whether [`Pending::pop`] has something now.
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()

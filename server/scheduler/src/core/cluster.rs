@@ -47,8 +47,8 @@ pub(super) struct NodeInfo {
     pub(super) nominal: (i64, i64),
     pub(super) pods: HashMap<String, Arc<PodInfo>>,
     pub(super) ports: Vec<HostPort>,
-    /// Pods by the uid of their controller.
-    pub(super) controllers: HashMap<String, i64>,
+    /// Its place in the cluster's list.
+    pub(super) index: usize,
 }
 
 /// Nodes, the pods bound or about to be bound to them, and namespaces' labels.
@@ -62,6 +62,8 @@ pub struct Cluster {
     /// uids of counted pods with required anti-affinity, which other pods must respect.
     pub(super) repelling: BTreeSet<String>,
     pub(super) namespaces: HashMap<String, BTreeMap<String, String>>,
+    /// Pods on each node (by index), by the uid of their controller.
+    siblings: HashMap<String, HashMap<usize, i64>>,
 }
 
 // === impl PodInfo ===
@@ -157,9 +159,6 @@ impl NodeInfo {
         self.requested.add(&pod.request);
         self.nominal = (self.nominal.0 + pod.nominal.0, self.nominal.1 + pod.nominal.1);
         self.ports.extend(pod.ports.iter().cloned());
-        if let Some(controller) = &pod.controller {
-            *self.controllers.entry(controller.clone()).or_default() += 1;
-        }
         self.pods.insert(pod.uid().to_owned(), Arc::clone(pod));
     }
 
@@ -170,14 +169,6 @@ impl NodeInfo {
         for port in &pod.ports {
             if let Some(at) = self.ports.iter().position(|taken| taken == port) {
                 self.ports.swap_remove(at);
-            }
-        }
-        if let Some(controller) = &pod.controller
-            && let Some(count) = self.controllers.get_mut(controller)
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.controllers.remove(controller);
             }
         }
         Some(pod)
@@ -211,8 +202,8 @@ impl Cluster {
         if let Some(index) = self.by_name.get(name) {
             return *index;
         }
-        self.nodes.push(NodeInfo { name: name.to_owned(), ..NodeInfo::default() });
-        let index = self.nodes.len() - 1;
+        let index = self.nodes.len();
+        self.nodes.push(NodeInfo { name: name.to_owned(), index, ..NodeInfo::default() });
         self.by_name.insert(name.to_owned(), index);
         index
     }
@@ -225,6 +216,9 @@ impl Cluster {
             self.repelling.insert(pod.uid().to_owned());
         }
         self.places.insert(pod.uid().to_owned(), index);
+        if let Some(controller) = &pod.controller {
+            *self.siblings.entry(controller.clone()).or_default().entry(index).or_default() += 1;
+        }
         if let Some(info) = self.nodes.get_mut(index) {
             info.put(&pod);
         }
@@ -234,7 +228,29 @@ impl Cluster {
     pub fn remove_pod(&mut self, uid: &str) -> bool {
         self.repelling.remove(uid);
         let Some(index) = self.places.remove(uid) else { return false };
-        self.nodes.get_mut(index).and_then(|info| info.take(uid)).is_some()
+        let Some(pod) = self.nodes.get_mut(index).and_then(|info| info.take(uid)) else { return false };
+        if let Some(controller) = &pod.controller {
+            self.forget_sibling(controller, index);
+        }
+        true
+    }
+
+    fn forget_sibling(&mut self, controller: &str, index: usize) {
+        let Some(counts) = self.siblings.get_mut(controller) else { return };
+        if let Some(count) = counts.get_mut(&index) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&index);
+            }
+        }
+        if counts.is_empty() {
+            self.siblings.remove(controller);
+        }
+    }
+
+    /// How many pods of a controller each node has, by index; `None` when there is no such pod.
+    pub(super) fn siblings(&self, controller: &str) -> Option<&HashMap<usize, i64>> {
+        self.siblings.get(controller)
     }
 
     /// The node a pod is counted on.

@@ -29,7 +29,7 @@ pub(super) fn best<'a>(
     candidates: &[&'a NodeInfo],
 ) -> Option<&'a NodeInfo> {
     let mut scores: Vec<i64> = candidates.iter().map(|node| PACKING * packing(pod, node)).collect();
-    add(&mut scores, SPREADING, siblings(pod, candidates));
+    add(&mut scores, SPREADING, siblings(cluster, pod, candidates));
     add(&mut scores, NODE_AFFINITY, preferred_nodes(pod, candidates));
     add(&mut scores, POD_AFFINITY, preferred_pods(cluster, pod, candidates));
     add(&mut scores, SOFT_SPREAD, soft_spread(cluster, pod, candidates));
@@ -69,9 +69,9 @@ fn stretch(values: Vec<i64>, less: bool) -> Option<Vec<i64>> {
 }
 
 /// Fewer pods of the same controller are better.
-fn siblings(pod: &PodInfo, candidates: &[&NodeInfo]) -> Option<Vec<i64>> {
-    let controller = pod.controller.as_ref()?;
-    let count = |node: &&NodeInfo| node.controllers.get(controller).copied().unwrap_or(0);
+fn siblings(cluster: &Cluster, pod: &PodInfo, candidates: &[&NodeInfo]) -> Option<Vec<i64>> {
+    let counts = cluster.siblings(pod.controller.as_ref()?)?;
+    let count = |node: &&NodeInfo| counts.get(&node.index).copied().unwrap_or(0);
     stretch(candidates.iter().map(count).collect(), true)
 }
 
