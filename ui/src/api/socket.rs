@@ -109,11 +109,14 @@ impl Hub {
     /// One connection, from opening to its end; whether it was ever open.
     async fn connect(&self) -> bool {
         let url = format!("{}/console/watch", dom::origins().1);
-        let Ok(socket) = WebSocket::open(&url) else { return false };
+        let Ok(raw) = web_sys::WebSocket::new(&url) else { return false };
+        let Ok(socket) = WebSocket::try_from(raw.clone()) else { return false };
         let (mut sink, mut stream) = socket.split();
         let (outbox, mut queue) = mpsc::unbounded::<String>();
         let writing = async {
-            if poll_fn(|cx| sink.poll_ready_unpin(cx)).await.is_err() {
+            // A socket that failed to open counts as ready for writing, too.
+            let ready = poll_fn(|cx| sink.poll_ready_unpin(cx)).await;
+            if ready.is_err() || raw.ready_state() != web_sys::WebSocket::OPEN {
                 return;
             }
             self.opened(outbox);
@@ -131,7 +134,6 @@ impl Hub {
             }
         };
         pin_mut!(writing, reading);
-        // Reading first: a socket that failed to open counts as writable, but its error can be read.
         match select(reading, writing).await {
             Either::Left(_) | Either::Right(_) => self.link.get_untracked() == Link::Online,
         }
