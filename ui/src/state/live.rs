@@ -240,6 +240,8 @@ impl<R: Source> Live<R> {
         let (verb, object) = match frame {
             Frame::Event { verb, object, .. } => (verb, object),
             Frame::Expired { .. } => return Err(Over::Relist),
+            // A refused watch is not asked for again as it was: the list finds out what changed.
+            Frame::End { code, .. } if code != 0 => return Err(Over::Relist),
             Frame::End { .. } => return Err(Over::Ended),
         };
         let metadata =
