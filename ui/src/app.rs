@@ -1,5 +1,6 @@
 //! The frame and the addresses.
 
+use ketch_ui_core::resource::{self, Resource};
 use leptos::prelude::*;
 use leptos_router::{
     NavigateOptions,
@@ -7,7 +8,6 @@ use leptos_router::{
     hooks::{use_location, use_navigate, use_params_map},
     path,
 };
-use ketch_ui_core::resource::{self, Resource};
 
 use crate::{
     components::{
@@ -17,8 +17,8 @@ use crate::{
     },
     dom,
     pages::{
-        app::AppPage, apps::AppsPage, deploy::DeployPage, list::ListPage, login::LoginPage, missing::MissingPage,
-        object::ObjectPage, overview::OverviewPage,
+        app::AppPage, apps::AppsPage, deploy::DeployPage, list::ListPage, login::LoginPage,
+        missing::MissingPage, object::ObjectPage, overview::OverviewPage,
     },
     state::{Access, Console},
 };
@@ -97,7 +97,9 @@ fn list(resource: Resource) -> AnyView {
 /// The page of an object, made anew for each name.
 fn object(resource: Resource) -> AnyView {
     let params = use_params_map();
-    let name = Memo::new(move |_| params.with(|p| (p.get("ns").unwrap_or_default(), p.get("name").unwrap_or_default())));
+    let name = Memo::new(move |_| {
+        params.with(|p| (p.get("ns").unwrap_or_default(), p.get("name").unwrap_or_default()))
+    });
     let tab = Memo::new(move |_| params.with(|p| p.get("tab").unwrap_or_default()));
     (move || {
         let (namespace, name) = name.get();
@@ -108,7 +110,9 @@ fn object(resource: Resource) -> AnyView {
 
 fn app() -> AnyView {
     let params = use_params_map();
-    let name = Memo::new(move |_| params.with(|p| (p.get("ns").unwrap_or_default(), p.get("name").unwrap_or_default())));
+    let name = Memo::new(move |_| {
+        params.with(|p| (p.get("ns").unwrap_or_default(), p.get("name").unwrap_or_default()))
+    });
     let tab = Memo::new(move |_| params.with(|p| p.get("tab").unwrap_or_default()));
     (move || {
         let (namespace, name) = name.get();

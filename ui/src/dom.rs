@@ -97,7 +97,8 @@ pub(crate) fn download(name: &str, text: &str) {
         let parts = js_sys::Array::of1(&text.into());
         let blob = web_sys::Blob::new_with_str_sequence(&parts).ok()?;
         let url = web_sys::Url::create_object_url_with_blob(&blob).ok()?;
-        let link = window()?.document()?.create_element("a").ok()?.dyn_into::<web_sys::HtmlAnchorElement>().ok()?;
+        let link =
+            window()?.document()?.create_element("a").ok()?.dyn_into::<web_sys::HtmlAnchorElement>().ok()?;
         link.set_href(&url);
         link.set_download(name);
         link.click();
@@ -127,7 +128,9 @@ pub(crate) fn now() -> Timestamp {
 /// Whether a key press belongs to a text field and is not ours to take.
 pub(crate) fn is_typing(event: &web_sys::KeyboardEvent) -> bool {
     let target = event.target().and_then(|t| t.dyn_into::<HtmlElement>().ok());
-    target.is_some_and(|e| matches!(e.tag_name().as_str(), "INPUT" | "TEXTAREA" | "SELECT") || e.is_content_editable())
+    target.is_some_and(|e| {
+        matches!(e.tag_name().as_str(), "INPUT" | "TEXTAREA" | "SELECT") || e.is_content_editable()
+    })
 }
 
 /// Waits.

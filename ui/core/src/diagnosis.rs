@@ -59,18 +59,23 @@ fn of_condition(health: &health::Health) -> Option<Diagnosis> {
 }
 
 fn of_pod(pod: &Value) -> Option<Diagnosis> {
-    let statuses = || items(pod, "/status/initContainerStatuses").iter().chain(items(pod, "/status/containerStatuses"));
+    let statuses =
+        || items(pod, "/status/initContainerStatuses").iter().chain(items(pod, "/status/containerStatuses"));
     let done = |cause: String, evidence: Vec<String>, reason: &str| {
         let advice = advice(reason).to_owned();
         Some(Diagnosis { cause, evidence, advice, pod: Some(name(pod).to_owned()) })
     };
     if let Some(c) = condition(pod, "PodScheduled").filter(|c| text(c, "/status") == "False") {
-        return done(format!("No node can take {}.", name(pod)), vec![text(c, "/message").to_owned()], "Unschedulable");
+        return done(
+            format!("No node can take {}.", name(pod)),
+            vec![text(c, "/message").to_owned()],
+            "Unschedulable",
+        );
     }
     for status in statuses() {
-        let waiting = status.pointer("/state/waiting").filter(|w| {
-            !matches!(text(w, "/reason"), "" | "ContainerCreating" | "PodInitializing")
-        });
+        let waiting = status
+            .pointer("/state/waiting")
+            .filter(|w| !matches!(text(w, "/reason"), "" | "ContainerCreating" | "PodInitializing"));
         if let Some(waiting) = waiting {
             let reason = text(waiting, "/reason");
             let mut evidence = vec![format!("{reason}: {}", text(waiting, "/message"))];
@@ -94,9 +99,13 @@ fn sentence(status: &Value, reason: &str) -> String {
             let times = count(usize::try_from(restarts).unwrap_or_default(), "restart");
             format!("Container {container} starts and fails again and again ({times}).")
         }
-        "ImagePullBackOff" | "ErrImagePull" => format!("The image {} cannot be fetched.", text(status, "/image")),
+        "ImagePullBackOff" | "ErrImagePull" => {
+            format!("The image {} cannot be fetched.", text(status, "/image"))
+        }
         "InvalidImageName" => format!("The image reference {} is not valid.", text(status, "/image")),
-        "CreateContainerConfigError" => format!("Container {container} refers to configuration that is not there."),
+        "CreateContainerConfigError" => {
+            format!("Container {container} refers to configuration that is not there.")
+        }
         reason => format!("Container {container} cannot start: {reason}."),
     }
 }
@@ -120,7 +129,9 @@ fn advice(reason: &str) -> &'static str {
         "ImagePullBackOff" | "ErrImagePull" | "InvalidImageName" => {
             "Check the image reference; for an upload, deploy the file again so that it is stored again."
         }
-        "Unschedulable" => "Add a node, lower the requested resources, or remove what keeps pods off the nodes.",
+        "Unschedulable" => {
+            "Add a node, lower the requested resources, or remove what keeps pods off the nodes."
+        }
         "CreateContainerConfigError" => "Create the ConfigMap or Secret it names, or remove the reference.",
         "ProgressDeadlineExceeded" => "Look at the pods below: the new ones did not become ready in time.",
         _ => "Look at the events and logs below.",

@@ -221,10 +221,10 @@ fn of_deployment(deployment: &Value) -> Health {
 const STEPS: [&str; 3] = ["ContainerCreating", "PodInitializing", ""];
 
 fn of_pod(pod: &Value) -> Health {
-    let statuses = || items(pod, "/status/initContainerStatuses").iter().chain(items(pod, "/status/containerStatuses"));
-    if let Some(waiting) = statuses()
-        .filter_map(|s| s.pointer("/state/waiting"))
-        .find(|w| !STEPS.contains(&text(w, "/reason")))
+    let statuses =
+        || items(pod, "/status/initContainerStatuses").iter().chain(items(pod, "/status/containerStatuses"));
+    if let Some(waiting) =
+        statuses().filter_map(|s| s.pointer("/state/waiting")).find(|w| !STEPS.contains(&text(w, "/reason")))
     {
         return Health::because(State::Failed, waiting);
     }
@@ -356,7 +356,8 @@ mod tests {
         let crash = json!({"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}}]});
         let health = of("Pod", &pod("Running", crash));
         assert_eq!((health.state, health.message.as_str()), (State::Failed, "back-off"));
-        let ended = json!({"containerStatuses": [{"state": {"terminated": {"exitCode": 3, "reason": "Error"}}}]});
+        let ended =
+            json!({"containerStatuses": [{"state": {"terminated": {"exitCode": 3, "reason": "Error"}}}]});
         assert_eq!(of("Pod", &pod("Failed", ended)).message, "The program ended with exit code 3.");
         let unready = json!({"conditions": [{"type": "Ready", "status": "False"}]});
         assert_eq!(of("Pod", &pod("Running", unready)).state, State::Progressing);
@@ -367,7 +368,8 @@ mod tests {
 
     #[test]
     fn nodes() {
-        let mut node = json!({"metadata": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        let mut node =
+            json!({"metadata": {}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         assert_eq!(of("Node", &node).state, State::Running);
         node["spec"] = json!({"unschedulable": true});
         assert_eq!(of("Node", &node).label(), "SchedulingDisabled");

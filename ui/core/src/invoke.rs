@@ -56,7 +56,11 @@ pub fn curl(url: &str, request: &Request) -> String {
 /// Single quotes for a POSIX shell, where needed.
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@%+,".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -76,7 +80,8 @@ mod tests {
             "curl -i -X POST -H 'content-type: application/json' -H 'x-it: don'\\''t' --data-binary \
              '{\"a\": \"it'\\''s\"}' 'http://hello.default.localhost:8080/a?b=1&c=2'"
         );
-        let get = Request { method: "GET".into(), path: "/".into(), body: "ignored".into(), ..Request::default() };
+        let get =
+            Request { method: "GET".into(), path: "/".into(), body: "ignored".into(), ..Request::default() };
         assert_eq!(curl("http://h", &get), "curl -i http://h/");
     }
 

@@ -69,7 +69,8 @@ impl Line {
         let Ok(Value::Object(map)) = serde_json::from_str::<Value>(&self.text) else { return None };
         let plain = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
         let is_message = |k: &str| matches!(k, "msg" | "message");
-        let skip = |k: &str| matches!(k, "level" | "severity" | "lvl" | "time" | "ts" | "timestamp" | "@timestamp");
+        let skip =
+            |k: &str| matches!(k, "level" | "severity" | "lvl" | "time" | "ts" | "timestamp" | "@timestamp");
         let message = map.iter().filter(|(k, _)| is_message(k));
         let rest = map.iter().filter(|(k, _)| !is_message(k) && !skip(k));
         Some(message.chain(rest).map(|(k, v)| (k.clone(), plain(v))).collect())
@@ -77,7 +78,9 @@ impl Line {
 }
 
 fn looks_like_time(word: &str) -> bool {
-    word.len() >= 20 && word.as_bytes().get(10) == Some(&b'T') && word.starts_with(|c: char| c.is_ascii_digit())
+    word.len() >= 20
+        && word.as_bytes().get(10) == Some(&b'T')
+        && word.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// The level a line names within its first 64 bytes, as JSON member, logfmt or bare word.
@@ -90,7 +93,9 @@ fn level(text: &str) -> Level {
     let words = head.split(|c: char| !c.is_ascii_alphabetic()).filter(|w| !w.is_empty()).take(10);
     for word in words {
         match word {
-            "error" | "err" | "fatal" | "panic" | "panicked" | "critical" | "exception" => return Level::Error,
+            "error" | "err" | "fatal" | "panic" | "panicked" | "critical" | "exception" => {
+                return Level::Error;
+            }
             "warn" | "warning" => return Level::Warn,
             "info" | "notice" => return Level::Info,
             "debug" | "trace" => return Level::Debug,

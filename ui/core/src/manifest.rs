@@ -176,7 +176,8 @@ pub fn settings(existing: &Value, env: Vec<Value>, memory: &str, outbound: Vec<S
 /// The environment of a Function or container: plain values, and the entries that refer elsewhere.
 pub fn split_env(env: &[Value]) -> (Vec<(String, String)>, Vec<Value>) {
     let text = |entry: &Value, key: &str| crate::object::text(entry, key).to_owned();
-    let (kept, plain): (Vec<Value>, Vec<Value>) = env.iter().cloned().partition(|e| e.get("valueFrom").is_some());
+    let (kept, plain): (Vec<Value>, Vec<Value>) =
+        env.iter().cloned().partition(|e| e.get("valueFrom").is_some());
     (plain.iter().map(|e| (text(e, "/name"), text(e, "/value"))).collect(), kept)
 }
 
@@ -221,7 +222,8 @@ fn yaml(value: &Value) -> String {
     // Long lines stay whole: a folded image reference is hard to read and to copy.
     let mut options = serde_saphyr::SerializerOptions::default();
     options.folded_wrap_chars = 100_000;
-    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|e| format!("# cannot be shown as YAML: {e}\n"))
+    serde_saphyr::to_string_with_options(value, options)
+        .unwrap_or_else(|e| format!("# cannot be shown as YAML: {e}\n"))
 }
 
 /// The objects of a manifest, YAML (several documents) or JSON; `List` kinds are taken apart.
@@ -231,7 +233,9 @@ pub fn parse(text: &str) -> Result<Vec<Value>, String> {
     let mut objects = Vec::new();
     for document in documents.into_iter().filter(|d| !d.is_null()) {
         match document.get("items").and_then(Value::as_array) {
-            Some(items) if crate::object::text(&document, "/kind").ends_with("List") => objects.extend(items.clone()),
+            Some(items) if crate::object::text(&document, "/kind").ends_with("List") => {
+                objects.extend(items.clone())
+            }
             _ => objects.push(document),
         }
     }
@@ -336,11 +340,15 @@ mod tests {
         let long = image("default", "hello", &format!("sha256:{}", "ab".repeat(32)));
         let mut object = Draft { image: long, ..draft() }.function();
         object["metadata"]["managedFields"] = json!([{"manager": "x"}]);
-        object["metadata"]["annotations"] = json!({"note": "yes", "version": "1.0", "time": "12:30", "multi": "a\nb: c\n"});
+        object["metadata"]["annotations"] =
+            json!({"note": "yes", "version": "1.0", "time": "12:30", "multi": "a\nb: c\n"});
         let text = to_yaml(&object);
         assert!(text.starts_with("apiVersion: ketch.dev/v1\nkind: Function\n"), "{text}");
         assert!(!text.contains("managedFields"));
-        assert!(text.contains(&format!("image: ketch.local/default/hello@sha256:{}", "ab".repeat(32))), "{text}");
+        assert!(
+            text.contains(&format!("image: ketch.local/default/hello@sha256:{}", "ab".repeat(32))),
+            "{text}"
+        );
         let back = parse(&text).unwrap();
         assert_eq!(back[0]["metadata"]["annotations"], object["metadata"]["annotations"], "{text}");
         assert_eq!(back[0]["spec"], object["spec"]);

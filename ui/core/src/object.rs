@@ -67,9 +67,15 @@ pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
 
 /// The time an event happened last, by whichever field its reporter filled in.
 pub fn event_time(event: &Value) -> Option<Timestamp> {
-    ["/series/lastObservedTime", "/lastTimestamp", "/eventTime", "/firstTimestamp", "/metadata/creationTimestamp"]
-        .into_iter()
-        .find_map(|pointer| text(event, pointer).parse().ok())
+    [
+        "/series/lastObservedTime",
+        "/lastTimestamp",
+        "/eventTime",
+        "/firstTimestamp",
+        "/metadata/creationTimestamp",
+    ]
+    .into_iter()
+    .find_map(|pointer| text(event, pointer).parse().ok())
 }
 
 /// How often an event happened; at least 1.

@@ -70,12 +70,20 @@ impl Resource {
 
     /// `apps/v1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     /// Console address of one object's page.
     pub fn href(&self, namespace: &str, name: &str) -> String {
-        if self.namespaced { format!("{}/{namespace}/{name}", self.page) } else { format!("{}/{name}", self.page) }
+        if self.namespaced {
+            format!("{}/{namespace}/{name}", self.page)
+        } else {
+            format!("{}/{name}", self.page)
+        }
     }
 
     /// The resource of an object, by its apiVersion and kind.
@@ -94,7 +102,11 @@ impl Resource {
 pub fn create_path(manifest: &serde_json::Value, default_namespace: &str) -> Option<String> {
     let api_version = manifest.get("apiVersion")?.as_str()?;
     let kind = manifest.get("kind")?.as_str()?;
-    let root = if api_version.contains('/') { format!("/apis/{api_version}") } else { format!("/api/{api_version}") };
+    let root = if api_version.contains('/') {
+        format!("/apis/{api_version}")
+    } else {
+        format!("/api/{api_version}")
+    };
     let plural = plural(kind);
     if CLUSTER_SCOPED.contains(&kind) {
         return Some(format!("{root}/{plural}"));
@@ -126,7 +138,9 @@ fn plural(kind: &str) -> String {
     match lower.as_str() {
         "endpoints" => lower,
         s if s.ends_with("ss") || s.ends_with('x') || s.ends_with("ch") => format!("{s}es"),
-        s if s.ends_with('y') && !s.ends_with("ay") && !s.ends_with("ey") => format!("{}ies", s.trim_end_matches('y')),
+        s if s.ends_with('y') && !s.ends_with("ay") && !s.ends_with("ey") => {
+            format!("{}ies", s.trim_end_matches('y'))
+        }
         s => format!("{s}s"),
     }
 }
@@ -150,11 +164,16 @@ mod tests {
 
     #[test]
     fn manifests_find_their_collection() {
-        let manifest = |api: &str, kind: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x"}});
+        let manifest =
+            |api: &str, kind: &str| json!({"apiVersion": api, "kind": kind, "metadata": {"name": "x"}});
         for (api, kind, path) in [
             ("v1", "Pod", "/api/v1/namespaces/dev/pods"),
             ("networking.k8s.io/v1", "Ingress", "/apis/networking.k8s.io/v1/namespaces/dev/ingresses"),
-            ("networking.k8s.io/v1", "NetworkPolicy", "/apis/networking.k8s.io/v1/namespaces/dev/networkpolicies"),
+            (
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                "/apis/networking.k8s.io/v1/namespaces/dev/networkpolicies",
+            ),
             ("v1", "Endpoints", "/api/v1/namespaces/dev/endpoints"),
             ("v1", "Namespace", "/api/v1/namespaces"),
             ("ketch.dev/v1", "Function", "/apis/ketch.dev/v1/namespaces/dev/functions"),

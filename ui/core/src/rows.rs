@@ -41,7 +41,8 @@ impl<R: Keyed> Rows<R> {
     pub fn replace(&mut self, rows: Vec<Arc<R>>, version: &str) {
         let mut old = std::mem::take(&mut self.rows);
         for row in rows {
-            let kept = old.remove(row.key()).filter(|o| o.version() == row.version() && !o.version().is_empty());
+            let kept =
+                old.remove(row.key()).filter(|o| o.version() == row.version() && !o.version().is_empty());
             self.rows.insert(row.key().to_owned(), kept.unwrap_or(row));
         }
         self.version = version.to_owned();

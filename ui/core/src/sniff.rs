@@ -146,7 +146,8 @@ mod tests {
 
     #[test]
     fn everything_not_deployable_has_advice() {
-        for content in [Content::BrokenWasm, Content::Gzip, Content::Native, Content::Text, Content::Unknown] {
+        for content in [Content::BrokenWasm, Content::Gzip, Content::Native, Content::Text, Content::Unknown]
+        {
             assert!(content.advice().is_some_and(|a| a.ends_with('.')), "{content:?}");
         }
         assert_eq!(Content::Component.advice(), None);

@@ -36,7 +36,10 @@ impl Chunk {
 /// Bytes the server has, from the `Range` header of a session. `0-0` without any data means none in
 /// some registries and one byte in others; sending byte 0 again is right in both when `sent` is 0.
 pub fn offset(range: &str, sent: u64) -> u64 {
-    let last = range.trim_start_matches("bytes=").split_once('-').and_then(|(_, last)| last.trim().parse::<u64>().ok());
+    let last = range
+        .trim_start_matches("bytes=")
+        .split_once('-')
+        .and_then(|(_, last)| last.trim().parse::<u64>().ok());
     match last {
         None => 0,
         Some(0) if sent == 0 => 0,
@@ -150,7 +153,10 @@ mod tests {
 
     #[test]
     fn locations_stay_on_this_origin() {
-        assert_eq!(location("https://127.0.0.1:6443/v2/a/b/blobs/uploads/x?s=1"), "/v2/a/b/blobs/uploads/x?s=1");
+        assert_eq!(
+            location("https://127.0.0.1:6443/v2/a/b/blobs/uploads/x?s=1"),
+            "/v2/a/b/blobs/uploads/x?s=1"
+        );
         assert_eq!(location("/v2/a/b/blobs/uploads/x"), "/v2/a/b/blobs/uploads/x");
         assert_eq!(commit("/u?s=1", "sha256:a"), "/u?s=1&digest=sha256:a");
         assert_eq!(commit("/u", "sha256:a"), "/u?digest=sha256:a");

@@ -94,14 +94,18 @@ mod tests {
         assert_eq!(Frame::parse(r#"{"id":3,"end":{"code":410}}"#), Some(Frame::Expired { id: 3 }));
         let end = Frame::End { id: 4, code: 403, message: "no".into() };
         assert_eq!(Frame::parse(r#"{"id":4,"end":{"code":403,"message":"no"}}"#), Some(end));
-        assert_eq!(Frame::parse(r#"{"id":4,"end":null}"#), Some(Frame::End { id: 4, code: 0, message: String::new() }));
+        assert_eq!(
+            Frame::parse(r#"{"id":4,"end":null}"#),
+            Some(Frame::End { id: 4, code: 0, message: String::new() })
+        );
         assert_eq!(Frame::parse("{}"), None);
         assert_eq!(Frame::parse("nope"), None);
     }
 
     #[test]
     fn starting() {
-        let frame: Value = serde_json::from_str(&start(1, "/api/v1/pods?labelSelector=a", "5", false)).unwrap();
+        let frame: Value =
+            serde_json::from_str(&start(1, "/api/v1/pods?labelSelector=a", "5", false)).unwrap();
         assert_eq!(
             frame["path"],
             "/api/v1/pods?labelSelector=a&watch=1&allowWatchBookmarks=true&resourceVersion=5"

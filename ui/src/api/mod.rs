@@ -80,7 +80,8 @@ pub(crate) async fn failure(response: Response) -> Error {
     }
     let json: Value = serde_json::from_str(&body).unwrap_or_default();
     let first = json.pointer("/errors/0");
-    let field = |name: &str| first.and_then(|e| e.get(name)).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let field =
+        |name: &str| first.and_then(|e| e.get(name)).and_then(Value::as_str).unwrap_or_default().to_owned();
     let message = match (field("message"), body.trim()) {
         (message, _) if !message.is_empty() => message,
         (_, text) if !text.is_empty() && text.len() < 300 && !text.starts_with('<') => text.to_owned(),

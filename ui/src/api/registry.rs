@@ -52,7 +52,8 @@ pub(crate) async fn push(blob: &Blob, progress: &mut Progress, report: impl Fn(u
 async fn attempt(blob: &Blob, progress: &mut Progress, report: &impl Fn(u64)) -> Result<()> {
     if progress.location.is_empty() || !resume(progress).await? {
         // One question instead of a HEAD and a POST: either the blob is there, or a session is open.
-        let path = format!("/v2/{}/blobs/uploads/?mount={}&from={}", blob.repository, blob.digest, blob.known_in);
+        let path =
+            format!("/v2/{}/blobs/uploads/?mount={}&from={}", blob.repository, blob.digest, blob.known_in);
         let response = send(request(Method::POST, &path), None).await?;
         if response.status() == 201 {
             report(u64::from(blob.bytes.length()));
@@ -104,7 +105,9 @@ async fn send_chunk(blob: &Blob, chunk: Chunk, progress: &mut Progress) -> Resul
 
 fn location(response: &gloo_net::http::Response) -> Result<String> {
     let header = response.headers().get("location");
-    header.map(|l| upload::location(&l)).ok_or_else(|| Error::local("The registry did not say where to send the file."))
+    header
+        .map(|l| upload::location(&l))
+        .ok_or_else(|| Error::local("The registry did not say where to send the file."))
 }
 
 /// What the registry reads off a stored blob or image.
@@ -136,6 +139,7 @@ pub(crate) async fn tag(repository: &str, inspection: &Inspection, file: &str) -
 
 /// SHA-256 of bytes, as a digest.
 pub(crate) async fn hash(bytes: &Uint8Array) -> Result<String> {
-    let message = "This browser offers no WebCrypto here. Open the console at 127.0.0.1, localhost or over HTTPS.";
+    let message =
+        "This browser offers no WebCrypto here. Open the console at 127.0.0.1, localhost or over HTTPS.";
     dom::sha256(bytes).await.ok_or_else(|| Error::local(message))
 }

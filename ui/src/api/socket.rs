@@ -9,7 +9,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc};
 use futures::{
     SinkExt, StreamExt,
     channel::mpsc::{self, UnboundedReceiver, UnboundedSender},
-    future::{Either, poll_fn, select},
+    future::select,
     pin_mut,
 };
 use gloo_net::websocket::{Message, futures::WebSocket};
@@ -109,14 +109,19 @@ impl Hub {
     /// One connection, from opening to its end; whether it was ever open.
     async fn connect(&self) -> bool {
         let url = format!("{}/console/watch", dom::origins().1);
-        let Ok(socket) = WebSocket::open(&url) else { return false };
+        let Ok(raw) = web_sys::WebSocket::new(&url) else { return false };
+        let Ok(socket) = WebSocket::try_from(raw.clone()) else { return false };
+        // Neither half of a split socket tells an open one from one that is being opened or has failed.
+        while raw.ready_state() == web_sys::WebSocket::CONNECTING {
+            dom::sleep(20).await;
+        }
+        if raw.ready_state() != web_sys::WebSocket::OPEN {
+            return false;
+        }
         let (mut sink, mut stream) = socket.split();
         let (outbox, mut queue) = mpsc::unbounded::<String>();
+        self.opened(outbox);
         let writing = async {
-            if poll_fn(|cx| sink.poll_ready_unpin(cx)).await.is_err() {
-                return;
-            }
-            self.opened(outbox);
             while let Some(frame) = queue.next().await {
                 if sink.send(Message::Text(frame)).await.is_err() {
                     return;
@@ -131,10 +136,8 @@ impl Hub {
             }
         };
         pin_mut!(writing, reading);
-        // Reading first: a socket that failed to open counts as writable, but its error can be read.
-        match select(reading, writing).await {
-            Either::Left(_) | Either::Right(_) => self.link.get_untracked() == Link::Online,
-        }
+        select(reading, writing).await;
+        true
     }
 
     fn opened(&self, outbox: UnboundedSender<String>) {

@@ -5,8 +5,8 @@ use leptos::prelude::*;
 use leptos_router::{components::A, hooks::use_location};
 
 use super::icon::{
-    CLOSE, CUBE, EXIT, GAUGE, GRID, Icon, KEYBOARD, LAYERS, MENU, MOON, Mark, NETWORK, PULSE, SCREEN, SEARCH, SERVER,
-    SLIDERS, SUN, UPLOAD,
+    CLOSE, CUBE, EXIT, GAUGE, GRID, Icon, KEYBOARD, LAYERS, MENU, MOON, Mark, NETWORK, PULSE, SCREEN, SEARCH,
+    SERVER, SLIDERS, SUN, UPLOAD,
 };
 use crate::{
     api,
@@ -64,7 +64,11 @@ pub(crate) fn places() -> impl Iterator<Item = &'static Place> {
 }
 
 fn is_under(path: &str, href: &str) -> bool {
-    if href == "/" { path == "/" } else { path == href || path.strip_prefix(href).is_some_and(|r| r.starts_with('/')) }
+    if href == "/" {
+        path == "/"
+    } else {
+        path == href || path.strip_prefix(href).is_some_and(|r| r.starts_with('/'))
+    }
 }
 
 #[component]

@@ -28,7 +28,8 @@ pub(crate) fn CopyButton(
                 dom::sleep(1600).await;
                 done.try_set(false);
             } else {
-                console.toast("The browser did not allow copying. Select the text and copy it by hand.", true);
+                console
+                    .toast("The browser did not allow copying. Select the text and copy it by hand.", true);
             }
         });
     };

@@ -10,7 +10,9 @@ fn first_file(event: &web_sys::DragEvent) -> Option<web_sys::File> {
 }
 
 fn has_files(event: &web_sys::DragEvent) -> bool {
-    event.data_transfer().is_some_and(|data| data.types().iter().any(|t| t.as_string().as_deref() == Some("Files")))
+    event
+        .data_transfer()
+        .is_some_and(|data| data.types().iter().any(|t| t.as_string().as_deref() == Some("Files")))
 }
 
 /// Catches drags over the whole window, so that a missed drop never leaves the page.

@@ -52,10 +52,12 @@ impl Variables {
 
     /// The first fault, as a sentence.
     pub(crate) fn fault(&self) -> Option<String> {
-        let names: Vec<String> = self.pairs().into_iter().map(|(name, _)| name).filter(|n| !n.is_empty()).collect();
+        let names: Vec<String> =
+            self.pairs().into_iter().map(|(name, _)| name).filter(|n| !n.is_empty()).collect();
         let bad = names.iter().find_map(|n| naming::env_fault(n).map(|why| format!("{n}: {why}")));
         let twice = || {
-            let (index, name) = names.iter().enumerate().find(|(i, n)| names.iter().skip(i + 1).any(|m| m == *n))?;
+            let (index, name) =
+                names.iter().enumerate().find(|(i, n)| names.iter().skip(i + 1).any(|m| m == *n))?;
             let _ = index;
             Some(format!("{name} is set twice."))
         };

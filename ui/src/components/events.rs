@@ -69,7 +69,8 @@ fn event(event: &Value, named: bool) -> impl IntoView + use<> {
         1 => String::new(),
         n => format!("×{n}"),
     };
-    let message = if text(event, "/message").is_empty() { text(event, "/note") } else { text(event, "/message") };
+    let message =
+        if text(event, "/message").is_empty() { text(event, "/note") } else { text(event, "/message") };
     view! {
         <li class="event">
             <Dot state=state />

@@ -5,13 +5,16 @@ use leptos::prelude::*;
 /// Overview.
 pub(crate) const GAUGE: &str = "M3.500 13a6.500 6.500 0 1 1 13 0M10 13l3-4M3 16.500h14";
 /// Deploy.
-pub(crate) const UPLOAD: &str = "M10 13V3.500M6.500 7 10 3.500 13.500 7M3.500 12.500v3a1 1 0 0 0 1 1h11a1 1 0 0 0 1-1v-3";
+pub(crate) const UPLOAD: &str =
+    "M10 13V3.500M6.500 7 10 3.500 13.500 7M3.500 12.500v3a1 1 0 0 0 1 1h11a1 1 0 0 0 1-1v-3";
 /// Apps.
-pub(crate) const GRID: &str = "M3.500 3.500h5v5h-5zM11.500 3.500h5v5h-5zM3.500 11.500h5v5h-5zM11.500 11.500h5v5h-5z";
+pub(crate) const GRID: &str =
+    "M3.500 3.500h5v5h-5zM11.500 3.500h5v5h-5zM3.500 11.500h5v5h-5zM11.500 11.500h5v5h-5z";
 /// Deployments.
 pub(crate) const LAYERS: &str = "m10 3 7 3.500-7 3.500-7-3.500zM3 10l7 3.500 7-3.500M3 13.500 10 17l7-3.500";
 /// Pods.
-pub(crate) const CUBE: &str = "m10 2.500 6.500 3.700v7.600L10 17.500l-6.500-3.700V6.200zM3.500 6.200 10 10l6.500-3.800M10 10v7.500";
+pub(crate) const CUBE: &str =
+    "m10 2.500 6.500 3.700v7.600L10 17.500l-6.500-3.700V6.200zM3.500 6.200 10 10l6.500-3.800M10 10v7.500";
 /// Services.
 pub(crate) const NETWORK: &str = "M8 3h4v4H8zM3 13h4v4H3zM13 13h4v4h-4zM10 7v3M5 13v-3h10v3";
 /// ConfigMaps.
@@ -29,7 +32,8 @@ pub(crate) const COPY: &str = "M7.500 7.500h9v9h-9zM12.500 7.500v-4h-9v9h4";
 /// Done.
 pub(crate) const CHECK: &str = "m4 10.500 4 4 8-9";
 /// Opens elsewhere.
-pub(crate) const OPEN: &str = "M11.500 3.500h5v5M16.500 3.500 9 11M14.500 11.500v4a1 1 0 0 1-1 1h-9a1 1 0 0 1-1-1v-9a1 1 0 0 1 1-1h4";
+pub(crate) const OPEN: &str =
+    "M11.500 3.500h5v5M16.500 3.500 9 11M14.500 11.500v4a1 1 0 0 1-1 1h-9a1 1 0 0 1-1-1v-9a1 1 0 0 1 1-1h4";
 /// Search.
 pub(crate) const SEARCH: &str = "M9 3.500a5.500 5.500 0 1 0 0 11 5.500 5.500 0 0 0 0-11zM13 13l4 4";
 /// Light theme.
@@ -41,7 +45,8 @@ pub(crate) const SCREEN: &str = "M3 4h14v9H3zM7.500 16.500h5M10 13v3.500";
 /// Plus.
 pub(crate) const PLUS: &str = "M10 4v12M4 10h12";
 /// Remove.
-pub(crate) const TRASH: &str = "M3.500 5.500h13M8 5.500v-2h4v2M5.500 5.500l.7 11h7.600l.7-11M8.500 8.500v5M11.500 8.500v5";
+pub(crate) const TRASH: &str =
+    "M3.500 5.500h13M8 5.500v-2h4v2M5.500 5.500l.7 11h7.600l.7-11M8.500 8.500v5M11.500 8.500v5";
 /// Back in time.
 pub(crate) const ROLLBACK: &str = "M4 4v4h4M4.300 8a6.500 6.500 0 1 1-.6 4.500";
 /// Start.
@@ -51,9 +56,11 @@ pub(crate) const PAUSE: &str = "M7 4v12M13 4v12";
 /// Save.
 pub(crate) const DOWNLOAD: &str = "M10 3.500V13M6.500 9.500 10 13l3.500-3.500M3.500 16.500h13";
 /// Keyboard.
-pub(crate) const KEYBOARD: &str = "M2.500 5h15v10h-15zM5.500 8h.01M8.500 8h.01M11.500 8h.01M14.500 8h.01M6 12h8";
+pub(crate) const KEYBOARD: &str =
+    "M2.500 5h15v10h-15zM5.500 8h.01M8.500 8h.01M11.500 8h.01M14.500 8h.01M6 12h8";
 /// Log out.
-pub(crate) const EXIT: &str = "M8 3.500H4.500a1 1 0 0 0-1 1v11a1 1 0 0 0 1 1H8M12.500 6.500 16 10l-3.500 3.500M16 10H7.500";
+pub(crate) const EXIT: &str =
+    "M8 3.500H4.500a1 1 0 0 0-1 1v11a1 1 0 0 0 1 1H8M12.500 6.500 16 10l-3.500 3.500M16 10H7.500";
 /// Attention.
 pub(crate) const WARNING: &str = "M10 3 2.500 16.500h15zM10 8v4M10 14.300v.01";
 /// A file.

@@ -49,7 +49,11 @@ pub(crate) fn sources_of(pod: &Object) -> Vec<Source> {
         pod: name(&pod.value).to_owned(),
         container: text(c, "/name").to_owned(),
     };
-    items(&pod.value, "/spec/initContainers").iter().chain(items(&pod.value, "/spec/containers")).map(of).collect()
+    items(&pod.value, "/spec/initContainers")
+        .iter()
+        .chain(items(&pod.value, "/spec/containers"))
+        .map(of)
+        .collect()
 }
 
 #[derive(Clone, Copy)]
@@ -109,10 +113,16 @@ pub(crate) fn LogViewer(
 }
 
 #[component]
-fn Tools(view: View, search: RwSignal<String>, wrap: RwSignal<bool>, paused: RwSignal<bool>) -> impl IntoView {
+fn Tools(
+    view: View,
+    search: RwSignal<String>,
+    wrap: RwSignal<bool>,
+    paused: RwSignal<bool>,
+) -> impl IntoView {
     let save = move |_| {
         let text: String = view.buffer.with_value(|b| {
-            let line = |l: &Arc<Line>| format!("{} {}\n", l.time.map(|t| t.to_string()).unwrap_or_default(), l.text);
+            let line =
+                |l: &Arc<Line>| format!("{} {}\n", l.time.map(|t| t.to_string()).unwrap_or_default(), l.text);
             b.iter().map(line).collect()
         });
         dom::download("logs.txt", &text);
@@ -144,7 +154,12 @@ fn Tools(view: View, search: RwSignal<String>, wrap: RwSignal<bool>, paused: RwS
 }
 
 #[component]
-fn Lines(view: View, search: RwSignal<String>, wrap: RwSignal<bool>, paused: RwSignal<bool>) -> impl IntoView {
+fn Lines(
+    view: View,
+    search: RwSignal<String>,
+    wrap: RwSignal<bool>,
+    paused: RwSignal<bool>,
+) -> impl IntoView {
     let node = NodeRef::<html::Div>::new();
     let scroll = RwSignal::new((0.0, 500.0));
     let shown = RwSignal::new(Vec::<Arc<Line>>::new());
@@ -188,11 +203,15 @@ fn Lines(view: View, search: RwSignal<String>, wrap: RwSignal<bool>, paused: RwS
         shown.with(|s| s.get(range.start..range.end).map(<[_]>::to_vec).unwrap_or_default())
     };
     let many = Memo::new(move |_| view.names.with(|n| n.len() > 1));
-    let space = move |rows: usize| if wrap.get() { String::new() } else { format!("height:{}px", rows as f64 * LINE) };
+    let space = move |rows: usize| {
+        if wrap.get() { String::new() } else { format!("height:{}px", rows as f64 * LINE) }
+    };
     let empty = move || match (view.error.get(), search.with(String::is_empty)) {
         (_, false) => ("No line matches", "Change the search, or clear it.".to_owned()),
         (Some(error), _) => ("No logs yet", error),
-        (None, _) => ("No logs yet", "Lines appear here as soon as the program writes to its output.".to_owned()),
+        (None, _) => {
+            ("No logs yet", "Lines appear here as soon as the program writes to its output.".to_owned())
+        }
     };
     view! {
         <div class="log-lines" class:wrap=wrap node_ref=node on:scroll=on_scroll tabindex="0" role="log" aria-label="Log lines" aria-live="off">
@@ -208,8 +227,10 @@ fn Lines(view: View, search: RwSignal<String>, wrap: RwSignal<bool>, paused: RwS
 
 fn row(line: Arc<Line>, view: View, many: Memo<bool>) -> impl IntoView {
     let source = line.source;
-    let time = line.time.map(|t| t.to_string().get(11..23).unwrap_or_default().trim_end_matches('Z').to_owned());
-    let pod = move || view.names.with(|n| n.get(source).map(|s| format::middle(&s.pod, 18)).unwrap_or_default());
+    let time =
+        line.time.map(|t| t.to_string().get(11..23).unwrap_or_default().trim_end_matches('Z').to_owned());
+    let pod =
+        move || view.names.with(|n| n.get(source).map(|s| format::middle(&s.pod, 18)).unwrap_or_default());
     let text = match line.fields() {
         None => view! { {line.text.clone()} }.into_any(),
         Some(fields) => fields.into_iter().map(field).collect_view().into_any(),
@@ -281,7 +302,9 @@ async fn read(
     let response = api::send(api::request(Method::GET, &path), None).await?;
     view.error.set(None);
     let Some(body) = response.body() else { return Ok(()) };
-    let Ok(reader) = body.get_reader().dyn_into::<web_sys::ReadableStreamDefaultReader>() else { return Ok(()) };
+    let Ok(reader) = body.get_reader().dyn_into::<web_sys::ReadableStreamDefaultReader>() else {
+        return Ok(());
+    };
     let guard = CancelOnDrop(reader.clone());
     let mut splitter = Splitter::default();
     let since = *last;
@@ -329,12 +352,20 @@ fn log_path(source: &Source, previous: bool, last: Option<Timestamp>) -> String 
     match (previous, last) {
         (true, _) => path.push_str("&previous=true&tailLines=5000"),
         (false, None) => path.push_str("&follow=true&tailLines=1000"),
-        (false, Some(time)) => path.push_str(&format!("&follow=true&sinceTime={}", api::encode(&time.to_string()))),
+        (false, Some(time)) => {
+            path.push_str(&format!("&follow=true&sinceTime={}", api::encode(&time.to_string())))
+        }
     }
     path
 }
 
-fn push(view: View, index: usize, lines: Vec<String>, since: Option<Timestamp>, last: &mut Option<Timestamp>) {
+fn push(
+    view: View,
+    index: usize,
+    lines: Vec<String>,
+    since: Option<Timestamp>,
+    last: &mut Option<Timestamp>,
+) {
     if lines.is_empty() {
         return;
     }

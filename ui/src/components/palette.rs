@@ -37,7 +37,11 @@ pub(crate) fn Palette() -> impl IntoView {
 }
 
 fn commands(apps: Live<Object>, namespaces: Live<Object>) -> Vec<Command> {
-    let page = |title: &str, href: &str| Command { title: title.to_owned(), kind: "Page", action: Action::Go(href.into()) };
+    let page = |title: &str, href: &str| Command {
+        title: title.to_owned(),
+        kind: "Page",
+        action: Action::Go(href.into()),
+    };
     let mut list: Vec<Command> = places().map(|p| page(p.label, p.href)).collect();
     let names = |live: Live<Object>| {
         let pairs = |o: &Object| (object::namespace(&o.value).to_owned(), object::name(&o.value).to_owned());
@@ -55,7 +59,11 @@ fn commands(apps: Live<Object>, namespaces: Live<Object>) -> Vec<Command> {
         kind: "Namespace",
         action: Action::Namespace(name),
     }));
-    list.push(Command { title: "Use all namespaces".into(), kind: "Namespace", action: Action::Namespace(String::new()) });
+    list.push(Command {
+        title: "Use all namespaces".into(),
+        kind: "Namespace",
+        action: Action::Namespace(String::new()),
+    });
     list.push(Command { title: "Change the theme".into(), kind: "Action", action: Action::Theme });
     list.push(Command { title: "Show keyboard shortcuts".into(), kind: "Action", action: Action::Keys });
     list
@@ -169,7 +177,12 @@ pub(crate) fn Keys() -> impl IntoView {
 
 #[component]
 fn KeyList() -> impl IntoView {
-    let fixed = [("Ctrl K", "Go to a page, an app, an action"), ("/", "Filter the list"), ("?", "This list"), ("Esc", "Close")];
+    let fixed = [
+        ("Ctrl K", "Go to a page, an app, an action"),
+        ("/", "Filter the list"),
+        ("?", "This list"),
+        ("Esc", "Close"),
+    ];
     let fixed = fixed.into_iter().map(|(keys, what)| (keys.to_owned(), what));
     let pages = places().map(|p| (format!("g {}", p.key), p.label));
     let line = |(keys, what): (String, &'static str)| {

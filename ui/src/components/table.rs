@@ -91,7 +91,8 @@ pub(crate) fn DataTable(
     sort: &'static str,
 ) -> impl IntoView {
     let filter = page_filter();
-    let order = RwSignal::new((dom::query("sort").unwrap_or_else(|| sort.to_owned()), dom::query("desc").is_some()));
+    let order =
+        RwSignal::new((dom::query("sort").unwrap_or_else(|| sort.to_owned()), dom::query("desc").is_some()));
     let sorted = Memo::new(move |_| {
         let filter = Filter::parse(&filter.get());
         let now = dom::now();
@@ -100,7 +101,9 @@ pub(crate) fn DataTable(
             let status = status_column(columns);
             let index = columns.iter().position(|c| c.name == by);
             let compare = |a: &TableRow, b: &TableRow| {
-                let order = index.and_then(|i| columns.get(i).map(|c| compare(a, b, c, i))).unwrap_or(Ordering::Equal);
+                let order = index
+                    .and_then(|i| columns.get(i).map(|c| compare(a, b, c, i)))
+                    .unwrap_or(Ordering::Equal);
                 let order = if descending { order.reverse() } else { order };
                 order.then_with(|| namespace(&a.object).cmp(namespace(&b.object)))
             };
@@ -126,7 +129,9 @@ pub(crate) fn DataTable(
         view! { <Grid live=live resource=resource sorted=sorted order=order /> }.into_any()
     };
     // Only a change of these three draws another body; rows change inside the grid.
-    let mode = Memo::new(move |_| (live.rows.with(|r| r.is_loaded()), total() == 0, live.error.with(Option::is_some)));
+    let mode = Memo::new(move |_| {
+        (live.rows.with(|r| r.is_loaded()), total() == 0, live.error.with(Option::is_some))
+    });
     view! {
         <FilterBar filter=filter count=Signal::derive(count) />
         {move || mode.with(|_| untrack(body))}

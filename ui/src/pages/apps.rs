@@ -38,7 +38,12 @@ struct Row<'a> {
 impl<'a> Row<'a> {
     fn new(object: &'a Object) -> Self {
         let health = health::of(text(&object.value, "/kind"), &object.value);
-        let haystack = format!("{} {} {}", name(&object.value), namespace(&object.value), text(&object.value, "/spec/image"));
+        let haystack = format!(
+            "{} {} {}",
+            name(&object.value),
+            namespace(&object.value),
+            text(&object.value, "/spec/image")
+        );
         Self { object, haystack: haystack.to_lowercase(), health }
     }
 }
@@ -94,13 +99,16 @@ fn AppList(namespace: String) -> impl IntoView {
     let apps = Signal::derive(move || matching(functions, &filter.get(), |_| true));
     let others = Signal::derive(move || matching(deployments, &filter.get(), stands_alone));
     let total = move || {
-        functions.rows.with(|r| r.len()) + deployments.rows.with(|r| r.iter().filter(|o| stands_alone(o)).count())
+        functions.rows.with(|r| r.len())
+            + deployments.rows.with(|r| r.iter().filter(|o| stands_alone(o)).count())
     };
     let count = move || match total() {
         0 => String::new(),
         _ => format::count(apps.with(Vec::len) + others.with(Vec::len), "app"),
     };
-    let loaded = Memo::new(move |_| functions.rows.with(|r| r.is_loaded()) && deployments.rows.with(|r| r.is_loaded()));
+    let loaded = Memo::new(move |_| {
+        functions.rows.with(|r| r.is_loaded()) && deployments.rows.with(|r| r.is_loaded())
+    });
     let nothing = Memo::new(move |_| total() == 0);
     let error = move || functions.error.get().or_else(|| deployments.error.get());
     view! {
@@ -138,12 +146,15 @@ fn AppRow(live: Live<Object>, object: Arc<Object>, resource: Resource) -> impl I
         let (key, kind) = (read(|o| o.key().to_owned()), resource.kind);
         Signal::derive(move || {
             let of = |o: &Arc<Object>| health::of(kind, &o.value);
-            live.rows.with(|rows| key.with(|k| rows.get(k).map(of))).unwrap_or_else(|| health::of("", &serde_json::Value::Null))
+            live.rows
+                .with(|rows| key.with(|k| rows.get(k).map(of)))
+                .unwrap_or_else(|| health::of("", &serde_json::Value::Null))
         })
     };
     let url = read(|o| text(&o.value, "/status/url").to_owned());
     let revision = read(revision_line);
-    let problem = move || health.with(|h| h.state.is_trouble().then(|| h.message.clone())).filter(|m| !m.is_empty());
+    let problem =
+        move || health.with(|h| h.state.is_trouble().then(|| h.message.clone())).filter(|m| !m.is_empty());
     view! {
         <li class="app-row">
             <div class="app-main">

@@ -76,7 +76,9 @@ pub(crate) fn LoginPage() -> impl IntoView {
 
 fn explain(error: &crate::api::Error) -> String {
     match error.code {
-        401 | 403 => "This token is not valid any more: it was used, or it is too old. Print a new one.".to_owned(),
+        401 | 403 => {
+            "This token is not valid any more: it was used, or it is too old. Print a new one.".to_owned()
+        }
         429 => "Too many attempts. Wait a moment, then try again.".to_owned(),
         _ => error.message.clone(),
     }

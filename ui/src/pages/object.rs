@@ -137,7 +137,9 @@ fn Part(subject: Subject, #[prop(into)] tab: Signal<String>) -> impl IntoView {
             view! { <section class="panel"><EventList events=events /></section> }.into_any()
         }
         "yaml" => view! { <Yaml object=Signal::derive(move || subject.value()) /> }.into_any(),
-        _ => view! { <Empty title="There is no such part" text="Choose one of the tabs above." /> }.into_any(),
+        _ => {
+            view! { <Empty title="There is no such part" text="Choose one of the tabs above." /> }.into_any()
+        }
     }
 }
 
@@ -169,7 +171,9 @@ fn Summary(subject: Subject) -> impl IntoView {
     let pods = selected_pods(subject);
     let events = live_events(&subject.namespace.get_value());
     let list = Signal::derive(move || match pods {
-        Some(pods) => pods.rows.with(|rows| rows.sorted(|_| true, |a, b| created(&b.value).cmp(&created(&a.value)))),
+        Some(pods) => {
+            pods.rows.with(|rows| rows.sorted(|_| true, |a, b| created(&b.value).cmp(&created(&a.value))))
+        }
         None => subject.object.with(|o| o.iter().cloned().collect::<Vec<_>>()),
     });
     let found = Memo::new(move |_| {
@@ -178,7 +182,8 @@ fn Summary(subject: Subject) -> impl IntoView {
         let events: Vec<&Value> = events.iter().map(|e| &e.value).collect();
         diagnose(subject.resource.kind, &subject.value(), &list, &events)
     });
-    let conditions = move || items(&subject.value(), "/status/conditions").iter().map(condition).collect_view();
+    let conditions =
+        move || items(&subject.value(), "/status/conditions").iter().map(condition).collect_view();
     let has_conditions = Memo::new(move |_| !items(&subject.value(), "/status/conditions").is_empty());
     let chips = move |pointer: &'static str| {
         let pairs = object::pairs(&subject.value(), pointer);
@@ -211,7 +216,13 @@ fn Summary(subject: Subject) -> impl IntoView {
 /// The entries of a ConfigMap.
 #[component]
 fn Data(subject: Subject) -> impl IntoView {
-    let entries = move || if subject.resource.kind == "ConfigMap" { object::pairs(&subject.value(), "/data") } else { Vec::new() };
+    let entries = move || {
+        if subject.resource.kind == "ConfigMap" {
+            object::pairs(&subject.value(), "/data")
+        } else {
+            Vec::new()
+        }
+    };
     let entry = |(key, value): (String, String)| {
         view! { <section class="panel"><h2><code>{key}</code></h2><div class="code"><pre tabindex="0">{value}</pre></div></section> }
     };
@@ -230,7 +241,8 @@ fn facts(object: &Value) -> Vec<(&'static str, String)> {
     };
     let ports = || {
         let line = |p: &Value| {
-            let number = p.get("port").or_else(|| p.get("containerPort")).map(Value::to_string).unwrap_or_default();
+            let number =
+                p.get("port").or_else(|| p.get("containerPort")).map(Value::to_string).unwrap_or_default();
             format!("{number}/{}", if text(p, "/protocol").is_empty() { "TCP" } else { text(p, "/protocol") })
         };
         items(object, "/spec/ports").iter().map(line).collect::<Vec<_>>().join(", ")
@@ -251,7 +263,12 @@ fn facts(object: &Value) -> Vec<(&'static str, String)> {
         ("Kernel", at("/status/nodeInfo/kernelVersion")),
         ("Version", at("/status/nodeInfo/kubeletVersion")),
         ("CPU", at("/status/allocatable/cpu")),
-        ("Memory", format::memory(&at("/status/allocatable/memory")).map(|b| format::bytes(b as u64)).unwrap_or_default()),
+        (
+            "Memory",
+            format::memory(&at("/status/allocatable/memory"))
+                .map(|b| format::bytes(b as u64))
+                .unwrap_or_default(),
+        ),
         ("Pods", at("/status/allocatable/pods")),
         ("Reason", at("/reason")),
         ("Message", at("/message")),

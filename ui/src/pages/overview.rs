@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ketch_api::names::FUNCTION_LABEL;
 use ketch_ui_core::{
     State,
     health::{self, Health},
@@ -10,7 +11,6 @@ use ketch_ui_core::{
     rows::Object,
     table::{TableRow, natural},
 };
-use ketch_api::names::FUNCTION_LABEL;
 use leptos::prelude::*;
 use leptos_router::components::A;
 

@@ -60,9 +60,11 @@ impl Source for Object {
     fn page(mut answer: Value) -> Page<Self> {
         let version = text(&answer, "/metadata/resourceVersion").to_owned();
         let next = text(&answer, "/metadata/continue").to_owned();
-        let (api_version, kind) = (text(&answer, "/apiVersion").to_owned(), text(&answer, "/kind").to_owned());
+        let (api_version, kind) =
+            (text(&answer, "/apiVersion").to_owned(), text(&answer, "/kind").to_owned());
         let kind = kind.strip_suffix("List").unwrap_or(&kind).to_owned();
-        let items = answer.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
+        let items =
+            answer.get_mut("items").and_then(Value::as_array_mut).map(std::mem::take).unwrap_or_default();
         // A list may leave these out of its items.
         let complete = |mut item: Value| {
             if let Some(map) = item.as_object_mut() {
@@ -238,9 +240,12 @@ impl<R: Source> Live<R> {
         let (verb, object) = match frame {
             Frame::Event { verb, object, .. } => (verb, object),
             Frame::Expired { .. } => return Err(Over::Relist),
+            // A refused watch is not asked for again as it was: the list finds out what changed.
+            Frame::End { code, .. } if code != 0 => return Err(Over::Relist),
             Frame::End { .. } => return Err(Over::Ended),
         };
-        let metadata = if text(&object, "/kind") == "Table" { "/rows/0/object/metadata" } else { "/metadata" };
+        let metadata =
+            if text(&object, "/kind") == "Table" { "/rows/0/object/metadata" } else { "/metadata" };
         let version = match text(&object, &format!("{metadata}/resourceVersion")) {
             "" => text(&object, "/metadata/resourceVersion").to_owned(),
             version => version.to_owned(),

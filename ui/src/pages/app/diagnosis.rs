@@ -11,7 +11,8 @@ pub(crate) fn DiagnosisPanel(
     /// What was found.
     found: Diagnosis,
 ) -> impl IntoView {
-    let evidence = found.evidence.into_iter().filter(|e| !e.is_empty()).map(|e| view! { <li>{e}</li> }).collect_view();
+    let evidence =
+        found.evidence.into_iter().filter(|e| !e.is_empty()).map(|e| view! { <li>{e}</li> }).collect_view();
     view! {
         <section class="notice bad diagnosis" aria-label="What is wrong">
             <Icon d=WARNING />

@@ -155,10 +155,14 @@ async fn call(namespace: &str, app: &str, request: &Request) -> api::Result<Answ
     let headers: Vec<(String, String)> = response.headers().entries().collect();
     let bytes = response.binary().await.unwrap_or_default();
     let round_trip = dom::ticks() - began;
-    let measured = headers.iter().find(|(name, _)| name == "x-ketch-duration-ms").and_then(|(_, v)| v.parse().ok());
+    let measured =
+        headers.iter().find(|(name, _)| name == "x-ketch-duration-ms").and_then(|(_, v)| v.parse().ok());
     let body = match String::from_utf8(bytes) {
         Ok(text) => (text.len(), text),
-        Err(error) => (error.as_bytes().len(), format!("({} of binary data)", format::bytes(error.as_bytes().len() as u64))),
+        Err(error) => (
+            error.as_bytes().len(),
+            format!("({} of binary data)", format::bytes(error.as_bytes().len() as u64)),
+        ),
     };
     Ok(Answer {
         status: response.status(),

@@ -9,7 +9,6 @@ mod summary;
 use std::sync::Arc;
 
 pub(crate) use diagnosis::DiagnosisPanel;
-pub(crate) use summary::{PodRows, condition};
 use ketch_api::names::FUNCTION_LABEL;
 use ketch_ui_core::{
     health,
@@ -21,6 +20,7 @@ use ketch_ui_core::{
 use leptos::prelude::*;
 use leptos_router::components::A;
 use serde_json::Value;
+pub(crate) use summary::{PodRows, condition};
 
 use crate::{
     api,
@@ -160,7 +160,8 @@ fn Part(app: App, #[prop(into)] tab: Signal<String>) -> impl IntoView {
     move || match tab.get().as_str() {
         "" | "overview" => view! { <summary::Summary app=app /> }.into_any(),
         "logs" => {
-            let sources = Memo::new(move |_| app.sorted_pods().iter().flat_map(|p| sources_of(p)).collect::<Vec<_>>());
+            let sources =
+                Memo::new(move |_| app.sorted_pods().iter().flat_map(|p| sources_of(p)).collect::<Vec<_>>());
             view! { <LogViewer sources=sources /> }.into_any()
         }
         "events" => {
@@ -171,6 +172,8 @@ fn Part(app: App, #[prop(into)] tab: Signal<String>) -> impl IntoView {
         "invoke" => view! { <invoke::Invoke app=app /> }.into_any(),
         "yaml" => view! { <Yaml object=Signal::derive(move || app.value()) /> }.into_any(),
         "settings" => view! { <settings::Settings app=app /> }.into_any(),
-        _ => view! { <Empty title="There is no such part" text="Choose one of the tabs above." /> }.into_any(),
+        _ => {
+            view! { <Empty title="There is no such part" text="Choose one of the tabs above." /> }.into_any()
+        }
     }
 }

@@ -33,7 +33,9 @@ pub(super) fn Revisions(app: App) -> impl IntoView {
         leptos::task::spawn_local(async move {
             let patch = manifest::traffic(revision.as_deref());
             match (api::merge(&app.path(), &patch).await, revision) {
-                (Ok(_), Some(name)) => console.toast(format!("Traffic goes to {name} as soon as it is ready."), false),
+                (Ok(_), Some(name)) => {
+                    console.toast(format!("Traffic goes to {name} as soon as it is ready."), false)
+                }
                 (Ok(_), None) => console.toast("Traffic follows the newest revision.", false),
                 (Err(error), _) => console.report("The traffic was not changed", &error),
             }
@@ -68,10 +70,16 @@ pub(super) fn Revisions(app: App) -> impl IntoView {
 }
 
 #[component]
-fn Row(app: App, revision: Arc<Object>, busy: RwSignal<bool>, route: Callback<Option<String>>) -> impl IntoView {
+fn Row(
+    app: App,
+    revision: Arc<Object>,
+    busy: RwSignal<bool>,
+    route: Callback<Option<String>>,
+) -> impl IntoView {
     let title = name(&revision.value).to_owned();
     let image = text(&revision.value, "/spec/template/image").to_owned();
-    let digest = manifest::parse_image(&image).map_or_else(|| image.clone(), |(_, reference)| format::short_digest(&reference));
+    let digest = manifest::parse_image(&image)
+        .map_or_else(|| image.clone(), |(_, reference)| format::short_digest(&reference));
     let (mine, again) = (title.clone(), title.clone());
     let share = Memo::new(move |_| {
         app.function.with(|f| {
@@ -84,7 +92,8 @@ fn Row(app: App, revision: Arc<Object>, busy: RwSignal<bool>, route: Callback<Op
     // Names end in five digits, so their order is the revisions' order.
     let is_newer = Memo::new(move |_| {
         app.function.with(|f| {
-            let current = f.as_ref().map(|f| text(&f.value, "/status/traffic/0/revisionName") < other.as_str());
+            let current =
+                f.as_ref().map(|f| text(&f.value, "/status/traffic/0/revisionName") < other.as_str());
             current.unwrap_or(false)
         })
     });

@@ -37,7 +37,8 @@ fn EditTemplate(app: App) -> impl IntoView {
     let variables = Variables::new(plain);
     let memory = RwSignal::new(text(&function, "/spec/resources/limits/memory").to_owned());
     let hosts = {
-        let list = items(&function, "/spec/permissions/outbound").iter().filter_map(serde_json::Value::as_str);
+        let list =
+            items(&function, "/spec/permissions/outbound").iter().filter_map(serde_json::Value::as_str);
         RwSignal::new(list.collect::<Vec<_>>().join("\n"))
     };
     let busy = RwSignal::new(false);
@@ -63,7 +64,8 @@ fn EditTemplate(app: App) -> impl IntoView {
             .map(|(name, value)| json!({"name": name, "value": value}))
             .collect();
         env.extend(kept.get_value());
-        let patch = manifest::settings(&untrack(|| app.value()), env, memory.get_untracked().trim(), outbound);
+        let patch =
+            manifest::settings(&untrack(|| app.value()), env, memory.get_untracked().trim(), outbound);
         busy.set(true);
         leptos::task::spawn_local(async move {
             match api::merge(&app.path(), &patch).await {

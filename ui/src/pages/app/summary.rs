@@ -109,7 +109,8 @@ pub(crate) fn PodRows(
 
 fn pod(pod: Arc<Object>) -> impl IntoView {
     let object = &pod.value;
-    let restarts: i64 = items(object, "/status/containerStatuses").iter().filter_map(|s| int(s, "/restartCount")).sum();
+    let restarts: i64 =
+        items(object, "/status/containerStatuses").iter().filter_map(|s| int(s, "/restartCount")).sum();
     let restarts = usize::try_from(restarts).unwrap_or_default();
     let (title, href) = (name(object).to_owned(), PODS.href(namespace(object), name(object)));
     view! {

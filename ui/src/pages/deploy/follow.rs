@@ -72,7 +72,8 @@ pub(super) fn Follow(work: Work, object: Value) -> impl IntoView {
         url: RwSignal::new(String::new()),
     };
     let (space, app) = (namespace(&object).to_owned(), name(&object).to_owned());
-    let page = if is_function { FUNCTIONS.href(&space, &app) } else { format!("{}/logs", PODS.href(&space, &app)) };
+    let page =
+        if is_function { FUNCTIONS.href(&space, &app) } else { format!("{}/logs", PODS.href(&space, &app)) };
     dom::spawn_scoped(async move {
         if is_function { follow_function(follower, object).await } else { follow_pod(follower, object).await }
     });
@@ -85,14 +86,20 @@ pub(super) fn Follow(work: Work, object: Value) -> impl IntoView {
             (Mark::Answers, "URL answers"),
         ]
     } else {
-        &[(Mark::Created, "Created"), (Mark::Scheduled, "Placed on a node"), (Mark::Started, "Started"), (Mark::Answers, "Ended")]
+        &[
+            (Mark::Created, "Created"),
+            (Mark::Scheduled, "Placed on a node"),
+            (Mark::Started, "Started"),
+            (Mark::Answers, "Ended"),
+        ]
     };
     let order: Vec<Mark> = labels.iter().map(|(m, _)| *m).collect();
     let row = |(mark, label): &(Mark, &'static str)| {
         let mark = *mark;
         let before = order.iter().rev().find(|m| **m < mark).copied();
         let done = Memo::new(move |_| follower.at(mark));
-        let active = Memo::new(move |_| done.get().is_none() && before.is_none_or(|b| follower.at(b).is_some()));
+        let active =
+            Memo::new(move |_| done.get().is_none() && before.is_none_or(|b| follower.at(b).is_some()));
         view! { <Step label=*label done=done active=active /> }
     };
     let steps = labels.iter().map(row).collect_view();
@@ -172,7 +179,9 @@ async fn look(follower: Follower, function: &Value, space: &str, app: &str) -> b
     }
     follower.reach(Mark::Revision);
     let selector = api::encode(&format!("{FUNCTION_LABEL}={app},{REVISION_LABEL}={revision}"));
-    let pods = api::get(&format!("{}?labelSelector={selector}", PODS.collection(Some(space)))).await.unwrap_or_default();
+    let pods = api::get(&format!("{}?labelSelector={selector}", PODS.collection(Some(space))))
+        .await
+        .unwrap_or_default();
     let pods: Vec<&Value> = items(&pods, "/items").iter().collect();
     if pods.iter().any(|p| !text(p, "/spec/nodeName").is_empty()) {
         follower.reach(Mark::Scheduled);

@@ -10,7 +10,9 @@ use crate::components::{basics::Failure, env::EnvEditor, yaml::Yaml};
 #[component]
 pub(super) fn Form(work: Work) -> impl IntoView {
     let is_http = Memo::new(move |_| work.inspection.with(|i| i.as_ref().is_some_and(|i| i.world.is_http())));
-    let blocked = Memo::new(move |_| work.inspection.with(|i| i.as_ref().is_none_or(|i| capability::blocked(i).is_some())));
+    let blocked = Memo::new(move |_| {
+        work.inspection.with(|i| i.as_ref().is_none_or(|i| capability::blocked(i).is_some()))
+    });
     let label = move || match (work.busy.get(), work.existing.with(Option::is_some), is_http.get()) {
         (true, ..) => "Deploying…".to_owned(),
         (false, true, true) => "Deploy new revision".to_owned(),
@@ -93,7 +95,9 @@ fn Identity(work: Work) -> impl IntoView {
 
 #[component]
 fn Permissions(work: Work) -> impl IntoView {
-    let wants = Memo::new(move |_| work.inspection.with(|i| i.as_ref().is_some_and(|i| capability::wants_network(&i.imports))));
+    let wants = Memo::new(move |_| {
+        work.inspection.with(|i| i.as_ref().is_some_and(|i| capability::wants_network(&i.imports)))
+    });
     let option = move |reach: Reach, title: &'static str, text: &'static str| {
         view! {
             <label class="option">

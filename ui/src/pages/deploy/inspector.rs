@@ -87,7 +87,9 @@ fn Changes(work: Work, app: String) -> impl IntoView {
 fn diff_line(line: Line) -> AnyView {
     match line {
         Line::Added(text) => view! { <li class="plus"><span>"+ "</span><code>{text}</code></li> }.into_any(),
-        Line::Removed(text) => view! { <li class="minus"><span>"− "</span><code>{text}</code></li> }.into_any(),
+        Line::Removed(text) => {
+            view! { <li class="minus"><span>"− "</span><code>{text}</code></li> }.into_any()
+        }
         Line::Changed(name, old, new) => {
             view! { <li><span>{name}</span><code>{old}</code>" → "<code>{new}</code></li> }.into_any()
         }

@@ -42,7 +42,8 @@ pub(super) fn Apply(objects: Vec<Value>) -> impl IntoView {
             busy.try_set(false);
         });
     };
-    let row = move |(object, outcome): (Value, RwSignal<Outcome>)| view! { <Row object=object outcome=outcome /> };
+    let row =
+        move |(object, outcome): (Value, RwSignal<Outcome>)| view! { <Row object=object outcome=outcome /> };
     view! {
         <section class="panel stack">
             <h2>"Manifest"</h2>
@@ -88,7 +89,8 @@ fn Row(object: Value, outcome: RwSignal<Outcome>) -> impl IntoView {
 }
 
 async fn apply_one(object: &Value, namespace: &str) -> api::Result<Outcome> {
-    let path = create_path(object, namespace).ok_or_else(|| Error::local("apiVersion or kind is missing."))?;
+    let path =
+        create_path(object, namespace).ok_or_else(|| Error::local("apiVersion or kind is missing."))?;
     match api::create(&path, object).await {
         Ok(_) => Ok(Outcome::Created),
         Err(error) if error.code == 409 && error.reason == "AlreadyExists" => {

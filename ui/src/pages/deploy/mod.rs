@@ -76,4 +76,3 @@ fn Refused(work: Work, content: Result<Content, String>) -> impl IntoView {
         <choose::Choose work=work />
     }
 }
-

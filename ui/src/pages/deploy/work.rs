@@ -202,7 +202,8 @@ impl Work {
     }
 
     async fn read(&self, file: web_sys::File) -> api::Result<()> {
-        let unreadable = || Error::local("The browser cannot read this file. If it is a folder, drop the file inside it.");
+        let unreadable =
+            || Error::local("The browser cannot read this file. If it is a folder, drop the file inside it.");
         let head = file.slice_with_i32_and_i32(0, sniff::PREFIX as i32).map_err(|_| unreadable())?;
         let head = JsFuture::from(head.array_buffer()).await.map_err(|_| unreadable())?;
         let content = sniff::sniff(&Uint8Array::new(&head).to_vec());
@@ -213,7 +214,8 @@ impl Work {
         let all = JsFuture::from(file.array_buffer()).await.map_err(|_| unreadable())?;
         let bytes = Uint8Array::new(&all);
         if content == Content::Manifest {
-            let text = String::from_utf8(bytes.to_vec()).map_err(|_| Error::local("The manifest is not UTF-8 text."))?;
+            let text = String::from_utf8(bytes.to_vec())
+                .map_err(|_| Error::local("The manifest is not UTF-8 text."))?;
             self.stage.set(Stage::Manifest(manifest::parse(&text).map_err(Error::local)?));
             return Ok(());
         }
@@ -268,7 +270,9 @@ impl Work {
     pub(super) async fn push_image(&self, inspection: &Inspection) -> api::Result<String> {
         let repository = self.repository();
         if self.pushed.with_untracked(|(pushed, _)| *pushed != repository) {
-            let Some(mut blob) = self.blob.get_value() else { return Err(Error::local("Choose a file first.")) };
+            let Some(mut blob) = self.blob.get_value() else {
+                return Err(Error::local("Choose a file first."));
+            };
             if blob.repository != repository {
                 blob.known_in = std::mem::replace(&mut blob.repository, repository.clone());
                 registry::push(&blob, &mut Progress::default(), |_| ()).await?;
@@ -331,7 +335,9 @@ impl Work {
             Reach::Off => Ok(Outbound::Off),
             Reach::All => Ok(Outbound::All),
             Reach::List => match manifest::parse_outbound(&self.hosts.get())? {
-                list if list.is_empty() => Err("List at least one host, or switch outbound access off.".to_owned()),
+                list if list.is_empty() => {
+                    Err("List at least one host, or switch outbound access off.".to_owned())
+                }
                 list => Ok(Outbound::List(list)),
             },
         }
@@ -363,7 +369,9 @@ impl Work {
         let memory_fault = match ketch_ui_core::format::memory(memory.trim()) {
             _ if memory.trim().is_empty() => None,
             None => Some("Write the memory limit like 64Mi or 1Gi.".to_owned()),
-            Some(bytes) if bytes < 1024.0 * 1024.0 => Some("A memory limit below 1Mi lets nothing start.".to_owned()),
+            Some(bytes) if bytes < 1024.0 * 1024.0 => {
+                Some("A memory limit below 1Mi lets nothing start.".to_owned())
+            }
             Some(_) => None,
         };
         self.name
@@ -388,7 +396,9 @@ impl Work {
     }
 
     async fn try_deploy(&self) -> api::Result<Value> {
-        let Some(inspection) = self.inspection.get_untracked() else { return Err(Error::local("Choose a file first.")) };
+        let Some(inspection) = self.inspection.get_untracked() else {
+            return Err(Error::local("Choose a file first."));
+        };
         self.push_image(&inspection).await?;
         let (draft, object) = untrack(|| (self.draft(), self.object()));
         if !inspection.world.is_http() {
@@ -406,20 +416,28 @@ impl Work {
 /// The Function of this name, when there is one.
 async fn find(namespace: &str, name: &str) -> Option<Value> {
     let selector = api::encode(&format!("metadata.name={name}"));
-    let list = api::get(&format!("{}?fieldSelector={selector}", FUNCTIONS.collection(Some(namespace)))).await.ok()?;
+    let list = api::get(&format!("{}?fieldSelector={selector}", FUNCTIONS.collection(Some(namespace))))
+        .await
+        .ok()?;
     items(&list, "/items").first().cloned()
 }
 
 fn pod_exists(error: Error) -> Error {
     match error.code {
-        409 => Error { message: format!("{} Choose another name, or delete that pod first.", error.message), ..error },
+        409 => Error {
+            message: format!("{} Choose another name, or delete that pod first.", error.message),
+            ..error
+        },
         _ => error,
     }
 }
 
 fn explain(error: Error) -> Error {
     let message = match error.code {
-        413 => format!("{} The file is too large for this server; make it smaller (strip it, or build it in release mode).", error.message),
+        413 => format!(
+            "{} The file is too large for this server; make it smaller (strip it, or build it in release mode).",
+            error.message
+        ),
         507 => format!("{} The server's disk is full.", error.message),
         0 => "The connection was lost. What has arrived is kept: Retry goes on from there.".to_owned(),
         _ => error.message,
