@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{context::Context, host, options::NodeOptions};
 
-/// Between renewals of the Lease, and what it promises (upstream's figures).
+/// Between renewals of the Lease: three within the ten seconds after which the control plane gives a node up.
 const RENEW: Duration = Duration::from_secs(3);
 const LEASE_SECONDS: i32 = 40;
 /// Between statuses when nothing changes.
