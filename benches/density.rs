@@ -19,7 +19,8 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     let runtime = tokio::runtime::Runtime::new()?;
     let api: Api<Deployment> = Api::namespaced(runtime.block_on(cluster.client())?, "default");
     let before = cluster.process.memory()?;
-    let container = json!({"name": "c", "image": "ketch.local/default/hello:latest", "ports": [{"containerPort": 8080}]});
+    let container =
+        json!({"name": "c", "image": "ketch.local/default/hello:latest", "ports": [{"containerPort": 8080}]});
     let deployment = json!({"metadata": {"name": "dense"}, "spec": {
         "replicas": PODS, "selector": {"matchLabels": {"app": "dense"}},
         "template": {"metadata": {"labels": {"app": "dense"}}, "spec": {"runtimeClassName": "ketch-wasm", "containers": [container]}}}});
@@ -33,6 +34,9 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     let after = cluster.process.memory().context("memory")?;
     Ok(vec![
         Row::alone("1,000 Wasm pods, from create to all Ready", format!("{seconds:.1} s")),
-        Row::alone("memory per idle Wasm pod, server and node together", format!("{:.0} KiB", (after - before) / f64::from(PODS) / 1024.0)),
+        Row::alone(
+            "memory per idle Wasm pod, server and node together",
+            format!("{:.0} KiB", (after - before) / f64::from(PODS) / 1024.0),
+        ),
     ])
 }

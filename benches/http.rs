@@ -68,6 +68,7 @@ fn load(address: &str, host: &str) -> Result<f64> {
         .context("start wrk")?;
     let text = String::from_utf8_lossy(&output.stdout);
     anyhow::ensure!(!text.contains("Non-2xx"), "not every answer was good:\n{text}");
-    let figure = text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:")).context("wrk's figure")?;
+    let figure =
+        text.lines().find_map(|line| line.trim().strip_prefix("Requests/sec:")).context("wrk's figure")?;
     Ok(figure.trim().parse()?)
 }

@@ -22,7 +22,10 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     std::thread::sleep(WINDOW);
     let share = (cluster.process.cpu()? - before) / WINDOW.as_secs_f64();
     Ok(vec![
-        Row::alone("server and node idle, one function: resident memory", format!("{:.0} MiB", cluster.process.memory()? / 1048576.0)),
+        Row::alone(
+            "server and node idle, one function: resident memory",
+            format!("{:.0} MiB", cluster.process.memory()? / 1048576.0),
+        ),
         Row::alone("server and node idle, one function: CPU", format!("{:.2} % of a core", share * 100.0)),
     ])
 }

@@ -28,9 +28,14 @@ pub(crate) const ROUNDS: usize = 5;
 
 type Measurement = (&'static str, fn() -> Result<Vec<Row>>);
 
-const MEASUREMENTS: &[Measurement] =
-    &[("http", http::run), ("pods", pods::run), ("density", density::run), ("idle", idle::run),
-      ("schedule", schedule::run), ("store", store::run)];
+const MEASUREMENTS: &[Measurement] = &[
+    ("http", http::run),
+    ("pods", pods::run),
+    ("density", density::run),
+    ("idle", idle::run),
+    ("schedule", schedule::run),
+    ("store", store::run),
+];
 
 /// One line of the table.
 pub(crate) struct Row {
@@ -54,7 +59,9 @@ fn main() -> Result<()> {
         bail!("there is no measurement \"{unknown}\"");
     }
     println!("| what | ketch | peer | ratio |\n| --- | --- | --- | --- |");
-    for (name, measure) in MEASUREMENTS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name)) {
+    for (name, measure) in
+        MEASUREMENTS.iter().filter(|(name, _)| names.is_empty() || names.iter().any(|n| n == name))
+    {
         eprintln!("measuring {name}");
         for row in measure()? {
             println!("| {} | {} | {} | {} |", row.what, row.ours, row.peer, row.ratio);

@@ -27,7 +27,9 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     cluster.deploy(&guest("hello"))?;
     let runtime = tokio::runtime::Runtime::new()?;
     let (mut ready, mut first) = runtime.block_on(measure(&cluster))?;
-    let line = |values: &mut [f64]| format!("p50 {:.1} ms, p99 {:.1} ms", percentile(values, 500), percentile(values, 990));
+    let line = |values: &mut [f64]| {
+        format!("p50 {:.1} ms, p99 {:.1} ms", percentile(values, 500), percentile(values, 990))
+    };
     Ok(vec![
         Row::alone("Wasm pod, create to Ready, image cached", line(&mut ready)),
         Row::alone("first byte of a pod never called (load + instantiation)", line(&mut first)),
@@ -39,7 +41,8 @@ async fn measure(cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
     let (mut ready, mut first) = (Vec::new(), Vec::new());
     for number in 0..PODS {
         let name = format!("bench-{number}");
-        let version = api.list_metadata(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
+        let version =
+            api.list_metadata(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
         let params = WatchParams::default().fields(&format!("metadata.name={name}"));
         let mut events = Box::pin(api.watch(&params, &version).await?);
         let start = Instant::now();

@@ -51,7 +51,9 @@ pub fn until<T>(what: &str, mut condition: impl FnMut() -> Result<T, String>) ->
     loop {
         match condition() {
             Ok(value) => return value,
-            Err(seen) if Instant::now() > deadline => panic!("{what}: not within {PATIENCE:?}; last seen: {seen}"),
+            Err(seen) if Instant::now() > deadline => {
+                panic!("{what}: not within {PATIENCE:?}; last seen: {seen}")
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(25)),
         }
     }
@@ -234,7 +236,8 @@ pub fn get(address: &str, host: &str, path: &str) -> Result<(u16, String), Strin
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).map_err(|e| format!("connect {address}: {e}"))?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(|e| e.to_string())?;
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {host}\r\nconnection: close\r\n\r\n").map_err(|e| e.to_string())?;
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {host}\r\nconnection: close\r\n\r\n")
+        .map_err(|e| e.to_string())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&answer);

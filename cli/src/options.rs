@@ -98,7 +98,10 @@ impl Flags {
         let api = if role == Role::Up { "127.0.0.1:6443" } else { "0.0.0.0:6443" };
         let ui_addr = address(all.ui_addr, "ui-addr", "127.0.0.1:6440")?;
         if !ui_addr.ip().is_loopback() {
-            return Err(unusable("ui-addr", format!("{ui_addr} is not a loopback address; it serves plain HTTP")));
+            return Err(unusable(
+                "ui-addr",
+                format!("{ui_addr} is not a loopback address; it serves plain HTTP"),
+            ));
         }
         Ok(Options {
             data_dir: std::path::absolute(data_dir)?,
@@ -140,7 +143,8 @@ pub(crate) fn default_user_dir() -> Result<PathBuf> {
         return Ok(PathBuf::from(dir).join("ketch"));
     }
     let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty());
-    let home = home.ok_or_else(|| unusable("data-dir", "neither XDG_DATA_HOME nor HOME is set; pass --data-dir"))?;
+    let home =
+        home.ok_or_else(|| unusable("data-dir", "neither XDG_DATA_HOME nor HOME is set; pass --data-dir"))?;
     Ok(PathBuf::from(home).join(".local/share/ketch"))
 }
 
@@ -156,18 +160,27 @@ fn read_config(named: Option<&Path>, data_dir: &Path) -> Result<Flags> {
 
 /// `HOST:PORT`, or `:PORT` for every address.
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
-    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.replacen("localhost:", "127.0.0.1:", 1) };
-    full.parse().map_err(|_| format!("\"{text}\" is not an address; write it as 127.0.0.1:8080, [::1]:8080 or :8080"))
+    let full = if text.starts_with(':') {
+        format!("0.0.0.0{text}")
+    } else {
+        text.replacen("localhost:", "127.0.0.1:", 1)
+    };
+    full.parse()
+        .map_err(|_| format!("\"{text}\" is not an address; write it as 127.0.0.1:8080, [::1]:8080 or :8080"))
 }
 
 fn cidr(given: Option<String>, key: &str, default: &str) -> Result<String> {
     let text = given.unwrap_or_else(|| default.to_owned());
     let valid = text.split_once('/').is_some_and(|(ip, length)| {
-        matches!(ip.parse(), Ok(IpAddr::V4(_))) && length.parse::<u8>().is_ok_and(|length| (8..=28).contains(&length))
+        matches!(ip.parse(), Ok(IpAddr::V4(_)))
+            && length.parse::<u8>().is_ok_and(|length| (8..=28).contains(&length))
     });
     match valid {
         true => Ok(text),
-        false => Err(unusable(key, format!("\"{text}\" is not an IPv4 range with a length from 8 to 28, such as {default}"))),
+        false => Err(unusable(
+            key,
+            format!("\"{text}\" is not an IPv4 range with a length from 8 to 28, such as {default}"),
+        )),
     }
 }
 
@@ -209,8 +222,10 @@ mod tests {
     #[test]
     fn the_file_fills_gaps_and_flags_win() {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.toml"), "http-addr = \":9000\"\napi-addr = \":9001\"\n").unwrap();
-        let flags = Flags { data_dir: Some(dir.path().into()), api_addr: Some(":7000".into()), ..Flags::default() };
+        std::fs::write(dir.path().join("config.toml"), "http-addr = \":9000\"\napi-addr = \":9001\"\n")
+            .unwrap();
+        let flags =
+            Flags { data_dir: Some(dir.path().into()), api_addr: Some(":7000".into()), ..Flags::default() };
         let options = resolve(flags).unwrap();
         assert_eq!(options.http_addr.to_string(), "0.0.0.0:9000");
         assert_eq!(options.api_addr.to_string(), "0.0.0.0:7000");

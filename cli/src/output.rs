@@ -47,7 +47,8 @@ pub(crate) fn table(header: &[String], rows: &[Vec<String>]) -> String {
 mod tests {
     #[test]
     fn columns_line_up() {
-        let rows = [vec!["web".to_owned(), "1/1".to_owned()], vec!["a-longer-name".to_owned(), "0/1".to_owned()]];
+        let rows =
+            [vec!["web".to_owned(), "1/1".to_owned()], vec!["a-longer-name".to_owned(), "0/1".to_owned()]];
         let text = super::table(&["NAME".into(), "READY".into()], &rows);
         assert_eq!(text, "NAME            READY\nweb             1/1\na-longer-name   0/1\n");
     }

@@ -71,7 +71,8 @@ impl Resources {
         self.0
             .iter()
             .find(|resource| {
-                resource.names.iter().any(|name| name == short) && (group.is_empty() || resource.group.starts_with(group))
+                resource.names.iter().any(|name| name == short)
+                    && (group.is_empty() || resource.group.starts_with(group))
             })
             .ok_or_else(|| anyhow!("the server doesn't have a resource type \"{name}\""))
     }
@@ -83,18 +84,29 @@ impl Resources {
 
     /// The resource of an object.
     pub(crate) fn of(&self, object: &Value) -> Result<&Resource> {
-        let (version, kind) = (object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
+        let (version, kind) =
+            (object["apiVersion"].as_str().unwrap_or_default(), object["kind"].as_str().unwrap_or_default());
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         self.0
             .iter()
             .find(|resource| resource.kind == kind && resource.group == group && resource.version == version)
-            .ok_or_else(|| anyhow!("no matches for kind \"{kind}\" in version \"{}\"", object["apiVersion"].as_str().unwrap_or_default()))
+            .ok_or_else(|| {
+                anyhow!(
+                    "no matches for kind \"{kind}\" in version \"{}\"",
+                    object["apiVersion"].as_str().unwrap_or_default()
+                )
+            })
     }
 }
 
 async fn read(cluster: &Cluster, path: &str, group: &str, version: &str) -> Result<Vec<Resource>> {
     let list = cluster.get(path).await?.unwrap_or_default();
-    Ok(list["resources"].as_array().into_iter().flatten().filter_map(|entry| parse(entry, group, version)).collect())
+    Ok(list["resources"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| parse(entry, group, version))
+        .collect())
 }
 
 fn parse(entry: &Value, group: &str, version: &str) -> Option<Resource> {
@@ -103,7 +115,11 @@ fn parse(entry: &Value, group: &str, version: &str) -> Option<Resource> {
     let texts = |field: &str| -> Vec<String> {
         entry[field].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     };
-    let mut names = vec![plural.to_owned(), entry["singularName"].as_str().unwrap_or_default().to_owned(), kind.to_lowercase()];
+    let mut names = vec![
+        plural.to_owned(),
+        entry["singularName"].as_str().unwrap_or_default().to_owned(),
+        kind.to_lowercase(),
+    ];
     names.extend(texts("shortNames"));
     Some(Resource {
         group: group.to_owned(),
@@ -118,12 +134,16 @@ fn parse(entry: &Value, group: &str, version: &str) -> Option<Resource> {
 
 /// `(type, name)` pairs of command-line words: `pods`, `pods a b`, `deploy/a svc/b`.
 pub(crate) fn targets(words: &[String]) -> Result<Vec<(String, Option<String>)>> {
-    let Some((first, rest)) = words.split_first() else { return Err(anyhow!("name a resource type, such as pods")) };
+    let Some((first, rest)) = words.split_first() else {
+        return Err(anyhow!("name a resource type, such as pods"));
+    };
     if first.contains('/') {
         return words
             .iter()
             .map(|word| match word.split_once('/') {
-                Some((kind, name)) if !kind.is_empty() && !name.is_empty() => Ok((kind.to_owned(), Some(name.to_owned()))),
+                Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
+                    Ok((kind.to_owned(), Some(name.to_owned())))
+                }
                 _ => Err(anyhow!("\"{word}\" is not TYPE/NAME; all words must be when the first is")),
             })
             .collect();
@@ -160,6 +180,8 @@ mod tests {
         assert_eq!(deployments.path(Some("x"), Some("web")), "/apis/apps/v1/namespaces/x/deployments/web");
         assert_eq!(deployments.path(None, None), "/apis/apps/v1/deployments");
         assert_eq!(deployments.display(), "deployment.apps");
-        assert!(parse(&serde_json::json!({"name":"deployments/scale","kind":"Scale"}), "apps", "v1").is_none());
+        assert!(
+            parse(&serde_json::json!({"name":"deployments/scale","kind":"Scale"}), "apps", "v1").is_none()
+        );
     }
 }

@@ -1,3 +1,5 @@
+//! Clients: in process, and from a kubeconfig file.
+
 use std::path::Path;
 
 use http::{Extensions, Request};

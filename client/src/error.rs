@@ -1,3 +1,5 @@
+//! What a failed request means, and the sentence a user reads about it.
+
 use kube::Error;
 
 /// What a user should read when a request fails: the server's own message where it answered, the reason

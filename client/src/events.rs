@@ -1,3 +1,5 @@
+//! Events about what happened to objects, aggregated and limited.
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},

@@ -1,3 +1,5 @@
+//! One watch per kind for everybody who looks at it.
+
 use std::{
     any::Any,
     collections::{BTreeMap, BTreeSet, HashMap},

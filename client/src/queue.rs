@@ -1,3 +1,5 @@
+//! A work queue of keys: each at most once, back-off per key.
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     hash::Hash,

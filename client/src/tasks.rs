@@ -1,3 +1,5 @@
+//! Owned, named background tasks that are started again when they fail.
+
 use std::{
     collections::BTreeMap,
     fmt::Display,

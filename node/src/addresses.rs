@@ -47,7 +47,8 @@ impl AddressBook {
                 tracing::warn!(%uid, %address, "the pod's address is not free on this node; it gets another one");
             }
         }
-        for (uid, address) in saved.iter().filter(|(uid, _)| statuses.iter().any(|(known, _)| known == *uid)) {
+        for (uid, address) in saved.iter().filter(|(uid, _)| statuses.iter().any(|(known, _)| known == *uid))
+        {
             allocator.adopt(uid, *address);
         }
     }
@@ -82,7 +83,8 @@ impl AddressBook {
     }
 
     async fn save(&self) -> std::io::Result<()> {
-        let entries: BTreeMap<String, IpAddr> = self.lock().entries().map(|(uid, ip)| (uid.to_owned(), ip)).collect();
+        let entries: BTreeMap<String, IpAddr> =
+            self.lock().entries().map(|(uid, ip)| (uid.to_owned(), ip)).collect();
         let temporary = self.file.with_extension("tmp");
         tokio::fs::write(&temporary, serde_json::to_vec(&entries)?).await?;
         tokio::fs::rename(&temporary, &self.file).await

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api,
     addresses::AddressBook,
+    api,
     context::Context,
     events::Recorder,
     host,

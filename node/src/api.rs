@@ -64,14 +64,18 @@ fn open(
     parameters: &LogParameters,
 ) -> Result<(Reader, String), (StatusCode, String)> {
     let Some(pod) = context.index.get(namespace, name) else {
-        return Err((StatusCode::NOT_FOUND, format!("pod \"{name}\" not found in namespace \"{namespace}\" on this node")));
+        return Err((
+            StatusCode::NOT_FOUND,
+            format!("pod \"{name}\" not found in namespace \"{namespace}\" on this node"),
+        ));
     };
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     if !has_container(&pod, container) {
         return Err((StatusCode::BAD_REQUEST, format!("container {container} is not valid for pod {name}")));
     }
     let known = context.index.attempts(uid, container);
-    let attempts: BTreeSet<u32> = logs::attempts(&context.root, &pod, container).into_iter().chain(known).collect();
+    let attempts: BTreeSet<u32> =
+        logs::attempts(&context.root, &pod, container).into_iter().chain(known).collect();
     let previous = is_set(parameters.previous.as_deref());
     let attempt = if previous { attempts.iter().rev().nth(1) } else { attempts.last() };
     let Some(attempt) = attempt else {
@@ -97,10 +101,11 @@ fn open(
 }
 
 fn stream(context: Arc<Context>, reader: Reader, instance: String) -> Response<Body> {
-    let pieces = futures::stream::unfold((context, reader, instance), |(context, mut reader, instance)| async {
-        let piece = reader.next(&|| context.index.runs(&instance) == Some(true)).await?;
-        Some((piece, (context, reader, instance)))
-    });
+    let pieces =
+        futures::stream::unfold((context, reader, instance), |(context, mut reader, instance)| async {
+            let piece = reader.next(&|| context.index.runs(&instance) == Some(true)).await?;
+            Some((piece, (context, reader, instance)))
+        });
     let headers = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
     (headers, Body::from_stream(pieces)).into_response()
 }
@@ -123,6 +128,7 @@ fn has_container(pod: &core::Pod, name: &str) -> bool {
 
 fn waiting_reason(pod: &core::Pod, container: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let mut all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let mut all =
+        status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
     all.find(|one| one.name == container)?.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }

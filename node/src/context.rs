@@ -56,8 +56,10 @@ impl Context {
         if class == names::WASM_RUNTIME_CLASS || names::WASM_RUNTIME_CLASS_ALIASES.contains(&class) {
             return Ok(Some(0));
         }
-        let known: Vec<&str> = self.runtimes.iter().flat_map(|entry| &entry.handlers).map(String::as_str).collect();
-        let message = format!("RuntimeClass {class:?} is not available on this node; it offers {}", known.join(", "));
+        let known: Vec<&str> =
+            self.runtimes.iter().flat_map(|entry| &entry.handlers).map(String::as_str).collect();
+        let message =
+            format!("RuntimeClass {class:?} is not available on this node; it offers {}", known.join(", "));
         Err(Failure { reason: "FailedCreatePodSandBox", message })
     }
 
@@ -85,7 +87,12 @@ impl Context {
             resource_version: pod.metadata.resource_version.clone(),
             field_path: field,
         };
-        self.events.record(Note { object, warning: note.warning, reason: note.reason, message: note.message });
+        self.events.record(Note {
+            object,
+            warning: note.warning,
+            reason: note.reason,
+            message: note.message,
+        });
     }
 }
 

@@ -35,7 +35,9 @@ pub(crate) fn field(pod: &core::Pod, place: &Place<'_>, path: &str) -> Result<St
         "status.hostIPs" => Ok(place.host_ips.join(",")),
         _ => match subscript(path) {
             Some(("metadata.labels", key)) => text(meta.labels.as_ref().and_then(|labels| labels.get(key))),
-            Some(("metadata.annotations", key)) => text(meta.annotations.as_ref().and_then(|all| all.get(key))),
+            Some(("metadata.annotations", key)) => {
+                text(meta.annotations.as_ref().and_then(|all| all.get(key)))
+            }
             _ => Err(format!("unsupported fieldPath: {path}")),
         },
     }
@@ -49,7 +51,8 @@ fn subscript(path: &str) -> Option<(&str, &str)> {
 
 /// `key="value"` lines, quoted as Go does.
 fn listing(map: Option<&BTreeMap<String, String>>) -> String {
-    let lines: Vec<String> = map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
+    let lines: Vec<String> =
+        map.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect();
     lines.join("\n")
 }
 
@@ -81,7 +84,9 @@ pub(crate) fn resource(
     let divisor = selector.divisor.as_ref().filter(|divisor| !matches!(divisor.0.as_str(), "" | "0"));
     let divisor = parse(divisor.map_or("1", |divisor| &divisor.0))?;
     let (value, divisor) = match name {
-        "cpu" => (value.map_or(default(kind, place.cpus.saturating_mul(1000)), |v| v.millis()), divisor.millis()),
+        "cpu" => {
+            (value.map_or(default(kind, place.cpus.saturating_mul(1000)), |v| v.millis()), divisor.millis())
+        }
         "memory" => (value.map_or(default(kind, place.memory), |v| v.value()), divisor.value()),
         "ephemeral-storage" => (value.map_or(0, |v| v.value()), divisor.value()),
         _ => return Err(format!("unsupported container resource: {}", selector.resource)),

@@ -40,7 +40,8 @@ pub(crate) struct Facts {
 impl Facts {
     /// Reads the host's facts; `root` is where pods' files are. What cannot be read stays empty.
     pub(crate) fn read(root: &Path) -> Self {
-        let text = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
+        let text =
+            |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
         let meminfo = text("/proc/meminfo");
         let (disk, disk_free) = disk(root);
         let machine_id = text("/etc/machine-id");
@@ -130,9 +131,27 @@ impl Facts {
         let low_disk = share(self.disk_free, self.disk) < LOW_DISK;
         let low_pids = share(self.pids.saturating_sub(self.pids_used), self.pids) < LOW_PIDS;
         vec![
-            pressure("MemoryPressure", low_memory, "KubeletHasInsufficientMemory", "KubeletHasSufficientMemory", "memory available"),
-            pressure("DiskPressure", low_disk, "KubeletHasDiskPressure", "KubeletHasNoDiskPressure", "disk pressure"),
-            pressure("PIDPressure", low_pids, "KubeletHasInsufficientPID", "KubeletHasSufficientPID", "PID available"),
+            pressure(
+                "MemoryPressure",
+                low_memory,
+                "KubeletHasInsufficientMemory",
+                "KubeletHasSufficientMemory",
+                "memory available",
+            ),
+            pressure(
+                "DiskPressure",
+                low_disk,
+                "KubeletHasDiskPressure",
+                "KubeletHasNoDiskPressure",
+                "disk pressure",
+            ),
+            pressure(
+                "PIDPressure",
+                low_pids,
+                "KubeletHasInsufficientPID",
+                "KubeletHasSufficientPID",
+                "PID available",
+            ),
             condition("Ready", true, "KubeletReady", "kubelet is posting ready status"),
         ]
     }
@@ -227,9 +246,15 @@ mod tests {
 
     #[test]
     fn proc_files_are_read() {
-        assert_eq!(memory_field("MemTotal:        8054436 kB\nMemAvailable:  12 kB", "MemAvailable"), Some(12 << 10));
+        assert_eq!(
+            memory_field("MemTotal:        8054436 kB\nMemAvailable:  12 kB", "MemAvailable"),
+            Some(12 << 10)
+        );
         assert_eq!(running_tasks("0.20 0.18 0.12 1/80 11206"), Some(80));
-        assert_eq!(pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\""), Some("Debian GNU/Linux 12".to_owned()));
+        assert_eq!(
+            pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\""),
+            Some("Debian GNU/Linux 12".to_owned())
+        );
     }
 
     #[test]

@@ -28,11 +28,11 @@ mod writer;
 
 pub use agent::Node;
 pub use images::{Identity, LocalRegistry, Registries};
-pub use network::{ClusterNetwork, NetworkConfig};
-pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
-pub use services::LocalServices;
 pub use ketch_gateway as gateway;
 pub use ketch_net::{
     Cidr,
     anyip::{AnyIpError, ensure as make_local},
 };
+pub use network::{ClusterNetwork, NetworkConfig};
+pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
+pub use services::LocalServices;

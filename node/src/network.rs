@@ -211,13 +211,16 @@ impl ClusterNetwork {
                 self.policy.check_service(&patterns, service, target, endpoint).map_err(denied)?;
                 Ok(endpoint)
             }
-            Choice::Empty((namespace, name)) => {
-                Err(Error::Config(format!("Service {namespace}/{name} has no ready endpoint on port {}", target.port())))
-            }
+            Choice::Empty((namespace, name)) => Err(Error::Config(format!(
+                "Service {namespace}/{name} has no ready endpoint on port {}",
+                target.port()
+            ))),
             Choice::NotService if self.config.service_cidrs.iter().any(|range| range.contains(address)) => {
                 Err(Error::Config(format!("no Service has the address and port {target}")))
             }
-            Choice::NotService => self.policy.check(&patterns, target, names).map(|()| target).map_err(denied),
+            Choice::NotService => {
+                self.policy.check(&patterns, target, names).map(|()| target).map_err(denied)
+            }
         }
     }
 }
@@ -263,7 +266,8 @@ impl Network for ClusterNetwork {
             return Err(Error::NotFound(format!("host {host}")));
         }
         let names: Vec<&str> = name.as_deref().into_iter().collect();
-        let routes = addresses.iter().map(|ip| self.route_as(pod, SocketAddr::new(*ip, port), Transport::Tcp, &names));
+        let routes =
+            addresses.iter().map(|ip| self.route_as(pod, SocketAddr::new(*ip, port), Transport::Tcp, &names));
         let (allowed, refused): (Vec<_>, Vec<_>) = routes.partition(Result::is_ok);
         match refused.into_iter().find_map(Result::err) {
             Some(error) if allowed.is_empty() => Err(error),

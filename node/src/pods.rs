@@ -48,7 +48,14 @@ pub(crate) struct Pods {
 impl Pods {
     /// No workers yet.
     pub(crate) fn new(context: Arc<Context>, node: Arc<str>) -> Self {
-        Self { context, node, workers: HashMap::new(), tasks: JoinSet::new(), known: HashMap::new(), complete: false }
+        Self {
+            context,
+            node,
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            known: HashMap::new(),
+            complete: false,
+        }
     }
 
     /// Runs until `stop`; workers end with it, their containers are left to the runtimes.
@@ -99,7 +106,8 @@ impl Pods {
         for pod in pods {
             self.apply(pod);
         }
-        let absent: Vec<String> = self.workers.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
+        let absent: Vec<String> =
+            self.workers.keys().filter(|uid| !present.contains(*uid)).cloned().collect();
         for uid in absent {
             self.gone(&uid);
         }
@@ -194,7 +202,9 @@ impl Pods {
         }
         let is_present = |name: &str| present.contains(name.rsplit('_').next().unwrap_or_default());
         for directory in ["pods", "logs"] {
-            let Ok(mut entries) = tokio::fs::read_dir(self.context.root.join(directory)).await else { continue };
+            let Ok(mut entries) = tokio::fs::read_dir(self.context.root.join(directory)).await else {
+                continue;
+            };
             while let Ok(Some(entry)) = entries.next_entry().await {
                 if !is_present(&entry.file_name().to_string_lossy()) {
                     let _ = tokio::fs::remove_dir_all(entry.path()).await;

@@ -1,6 +1,10 @@
 //! The node's own object and its heartbeat.
 
-use std::{collections::BTreeMap, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use ketch_api::k8s::{
@@ -132,7 +136,11 @@ impl Registration {
             ..OwnerReference::default()
         });
         let lease = coordination::Lease {
-            metadata: ObjectMeta { name: Some(name.clone()), owner_references: owner.map(|o| vec![o]), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                owner_references: owner.map(|o| vec![o]),
+                ..ObjectMeta::default()
+            },
             spec: Some(coordination::LeaseSpec {
                 holder_identity: Some(name),
                 lease_duration_seconds: Some(LEASE_SECONDS),
@@ -146,9 +154,14 @@ impl Registration {
     async fn write(&mut self, status: core::NodeStatus) -> Result<(), kube::Error> {
         let now = Timestamp::now();
         let mut sent = status.clone();
-        sent.conditions = Some(host::stamp(status.conditions.as_deref().unwrap_or_default(), &self.conditions, now));
+        sent.conditions =
+            Some(host::stamp(status.conditions.as_deref().unwrap_or_default(), &self.conditions, now));
         let patch = serde_json::json!({ "status": sent });
-        match self.nodes.patch_status(&self.options.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+        match self
+            .nodes
+            .patch_status(&self.options.name, &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+        {
             Ok(_) => {
                 self.conditions = sent.conditions.unwrap_or_default();
                 self.written = Some((status, Instant::now()));
@@ -165,7 +178,8 @@ impl Registration {
     }
 
     fn status(&self) -> core::NodeStatus {
-        let runtime = self.options.runtimes.first().map(|entry| entry.runtime.capabilities()).unwrap_or_default();
+        let runtime =
+            self.options.runtimes.first().map(|entry| entry.runtime.capabilities()).unwrap_or_default();
         let facts = host::Facts::read(&self.context.root);
         let mut images: Vec<(String, String)> = self.context.images.known();
         images.sort();
@@ -177,7 +191,8 @@ impl Registration {
         let mut addresses: Vec<core::NodeAddress> = (self.options.addresses.iter())
             .map(|ip| core::NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_string() })
             .collect();
-        addresses.push(core::NodeAddress { type_: "Hostname".to_owned(), address: self.options.name.clone() });
+        addresses
+            .push(core::NodeAddress { type_: "Hostname".to_owned(), address: self.options.name.clone() });
         core::NodeStatus {
             addresses: Some(addresses),
             allocatable: Some(facts.allocatable(self.options.max_pods)),

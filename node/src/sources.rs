@@ -54,7 +54,13 @@ impl Sources {
 
     /// An object's data; `None`: there is no such object. `cached`: an answer that another pod got a short
     /// time ago will do.
-    pub(crate) async fn read(&self, kind: Kind, namespace: &str, name: &str, cached: bool) -> Result<Option<Data>, String> {
+    pub(crate) async fn read(
+        &self,
+        kind: Kind,
+        namespace: &str,
+        name: &str,
+        cached: bool,
+    ) -> Result<Option<Data>, String> {
         let key = (kind, namespace.to_owned(), name.to_owned());
         if cached && let Some(data) = self.recall(&key) {
             return Ok(data);
@@ -69,7 +75,8 @@ impl Sources {
                 api.get_opt(name).await.map(|found| found.map(secret_data))
             }
         };
-        let data = data.map_err(|error| format!("failed to fetch {} \"{namespace}/{name}\": {error}", kind.noun()))?;
+        let data =
+            data.map_err(|error| format!("failed to fetch {} \"{namespace}/{name}\": {error}", kind.noun()))?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= REMEMBERED {
             seen.retain(|_, (at, _)| at.elapsed() < FRESH);
@@ -120,7 +127,8 @@ impl Sources {
         seconds: i64,
     ) -> Result<authentication::TokenRequestStatus, String> {
         let meta = &pod.metadata;
-        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+        let account =
+            pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
         let namespace = meta.namespace.as_deref().unwrap_or("default");
         let request = authentication::TokenRequest {
             spec: authentication::TokenRequestSpec {

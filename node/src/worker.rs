@@ -141,7 +141,9 @@ impl Worker {
         if let ContainerState::Exited { code, message, .. } = &mut state {
             let id = ContainerId(machine::container_id(self.uid(), &name, attempt));
             self.context.services.remove(&id);
-            if let Some(text) = actions::termination_message(&self.context, &self.desired.pod, unit, attempt, *code) {
+            if let Some(text) =
+                actions::termination_message(&self.context, &self.desired.pod, unit, attempt, *code)
+            {
                 *message = text;
             }
         }
@@ -187,7 +189,9 @@ impl Worker {
                 Step::Wait(until) => return Some(*until),
                 // The last status is written first; the end of that write brings us back here.
                 Step::Delete if self.writing => return Some(None),
-                Step::Delete if self.write_after.is_some_and(|after| after > Instant::now()) => return Some(Some(now)),
+                Step::Delete if self.write_after.is_some_and(|after| after > Instant::now()) => {
+                    return Some(Some(now));
+                }
                 Step::Delete if self.begin_write(now) => return Some(None),
                 _ => {}
             }
@@ -213,7 +217,13 @@ impl Worker {
             Step::Start(name) => {
                 let (unit, state) = (self.desired.unit(&name)?.clone(), state(&name));
                 let runtime = self.runtimes.get(&name).copied().unwrap_or(0);
-                let start = actions::Start { unit, runtime, attempt: state.attempt, image: state.image?, ip: self.observed.ip? };
+                let start = actions::Start {
+                    unit,
+                    runtime,
+                    attempt: state.attempt,
+                    image: state.image?,
+                    ip: self.observed.ip?,
+                };
                 Some(Box::pin(actions::start(context, pod, start)))
             }
             Step::Restart(name) => {
@@ -225,12 +235,20 @@ impl Worker {
             Step::Stop { name, grace, why } => {
                 let unit = self.desired.unit(&name)?.clone();
                 let runtime = self.runtimes.get(&name).copied();
-                let stop = actions::Stop { unit, runtime, attempt: state(&name).attempt, grace, why, ip: self.observed.ip };
+                let stop = actions::Stop {
+                    unit,
+                    runtime,
+                    attempt: state(&name).attempt,
+                    grace,
+                    why,
+                    ip: self.observed.ip,
+                };
                 Some(Box::pin(actions::stop(context, pod, stop)))
             }
             Step::Probe(name, kind) => {
                 let unit = self.desired.unit(&name)?.clone();
-                let target = actions::ProbeTarget { unit, attempt: state(&name).attempt, ip: self.observed.ip? };
+                let target =
+                    actions::ProbeTarget { unit, attempt: state(&name).attempt, ip: self.observed.ip? };
                 Some(Box::pin(actions::probe(context, pod, target, kind)))
             }
             Step::Fail(reason, message) => {
@@ -276,7 +294,9 @@ impl Worker {
 
     /// Whether the pod is on its way up for the first time and nothing failed.
     fn starting(&self) -> bool {
-        let fresh = self.status.start_time.is_none() && self.desired.deleting.is_none() && self.observed.failed.is_none();
+        let fresh = self.status.start_time.is_none()
+            && self.desired.deleting.is_none()
+            && self.observed.failed.is_none();
         let units = self.desired.units.iter().filter(|unit| unit.role == Role::Main);
         let troubled = matches!(self.observed.prepared, machine::Stage::Failed(..))
             || self.observed.units.values().any(|unit| {
@@ -285,7 +305,8 @@ impl Worker {
         let pending = units.into_iter().any(|unit| {
             let state = self.observed.unit(&unit.name);
             // A readiness probe's first try counts as part of the start.
-            let probing = unit.readiness.is_some() && state.readiness.busy && state.readiness.result.is_none();
+            let probing =
+                unit.readiness.is_some() && state.readiness.busy && state.readiness.result.is_none();
             probing || matches!(state.phase, Phase::Waiting | Phase::Pulling | Phase::Starting)
         });
         fresh && pending && !troubled

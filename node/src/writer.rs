@@ -84,7 +84,8 @@ mod tests {
     use super::*;
 
     fn pod(version: &str, phase: &str) -> core::Pod {
-        serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "status": {"phase": phase}})).unwrap()
+        serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "status": {"phase": phase}}))
+            .unwrap()
     }
 
     fn status(phase: &str) -> core::PodStatus {

@@ -13,7 +13,9 @@ use fs4::fs_std::FileExt;
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another process has it.
-    #[error("data directory {path} is in use by another Ketch (process {pid}); stop it, or choose another one with --data-dir")]
+    #[error(
+        "data directory {path} is in use by another Ketch (process {pid}); stop it, or choose another one with --data-dir"
+    )]
     InUse {
         /// The directory.
         path: PathBuf,
@@ -21,7 +23,9 @@ pub enum DataDirError {
         pid: String,
     },
     /// It cannot be made or written.
-    #[error("cannot write to data directory {path}: {source}; choose one this user can write with --data-dir")]
+    #[error(
+        "cannot write to data directory {path}: {source}; choose one this user can write with --data-dir"
+    )]
     NotWritable {
         /// The directory.
         path: PathBuf,
@@ -72,7 +76,8 @@ impl DataDir {
     /// Writes `name` in the directory as a whole (a reader sees the old or the new text), mode 0600.
     pub fn write(&self, name: &str, text: &str) -> std::io::Result<()> {
         let (target, partial) = (self.path.join(name), self.path.join(format!(".{name}.partial")));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let mut file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;

@@ -64,7 +64,9 @@ impl Images {
 }
 
 fn basic_to_bearer(parts: &mut http::request::Parts) {
-    let Some(value) = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else { return };
+    let Some(value) = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()) else {
+        return;
+    };
     let Some(encoded) = value.strip_prefix("Basic ") else { return };
     let decoded = BASE64_STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let password = decoded.as_deref().and_then(|pair| pair.split_once(':')).map(|(_, password)| password);
@@ -119,7 +121,10 @@ mod tests {
     #[test]
     fn repositories_are_namespaced_resources() {
         let get = attributes(&Method::GET, "/v2/default/hello/manifests/latest").unwrap();
-        assert_eq!((get.verb.as_str(), get.namespace.as_str(), get.name.as_str()), ("get", "default", "hello"));
+        assert_eq!(
+            (get.verb.as_str(), get.namespace.as_str(), get.name.as_str()),
+            ("get", "default", "hello")
+        );
         assert_eq!(attributes(&Method::PATCH, "/v2/a/b/blobs/uploads/x").unwrap().verb, "create");
         assert_eq!(attributes(&Method::DELETE, "/v2/a/b/manifests/x").unwrap().verb, "delete");
         assert!(attributes(&Method::GET, "/v2/").is_none());
@@ -127,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_basic_password_is_a_bearer_token() {
-        let request = Request::get("/v2/").header("authorization", format!("Basic {}", BASE64_STANDARD.encode("u:t:x")));
+        let request = Request::get("/v2/")
+            .header("authorization", format!("Basic {}", BASE64_STANDARD.encode("u:t:x")));
         let (mut parts, ()) = request.body(()).unwrap().into_parts();
         basic_to_bearer(&mut parts);
         assert_eq!(parts.headers["authorization"], "Bearer t:x");

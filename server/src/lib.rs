@@ -13,9 +13,9 @@ mod options;
 mod server;
 
 pub use data_dir::{DataDir, DataDirError};
+pub use ketch_apiserver::auth::User;
+pub use ketch_registry::{PushHook, PushedManifest};
 pub use listeners::{BindError, bind};
 pub use nodes::Nodes;
 pub use options::Options;
-pub use ketch_apiserver::auth::User;
-pub use ketch_registry::{PushHook, PushedManifest};
 pub use server::{Server, StartError};

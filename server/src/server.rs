@@ -89,7 +89,10 @@ impl Server {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub async fn start(options: Options, on_push: Option<ketch_registry::PushHook>) -> Result<Self, StartError> {
+    pub async fn start(
+        options: Options,
+        on_push: Option<ketch_registry::PushHook>,
+    ) -> Result<Self, StartError> {
         let data_dir = DataDir::open(&options.data_dir)?;
         let (tls, plain) = (bind(options.api_addr, "api-addr")?, bind(options.ui_addr, "ui-addr")?);
         let local = |listener: &std::net::TcpListener, asked| listener.local_addr().unwrap_or(asked);
@@ -98,7 +101,8 @@ impl Server {
         let pki = Pki::open(root.join("pki"), &options.subject_names)?;
         let store = {
             let path = root.join("store");
-            let opened = tokio::task::spawn_blocking(move || RedbStore::open(path, RedbOptions::default())).await;
+            let opened =
+                tokio::task::spawn_blocking(move || RedbStore::open(path, RedbOptions::default())).await;
             let store = opened.map_err(|error| StartError::Store(error.to_string()))?;
             Arc::new(store.map_err(|error| StartError::Store(error.to_string()))?)
         };
@@ -124,8 +128,20 @@ impl Server {
         write_kubeconfig(&data_dir, &pki, api_addr)?;
         let tasks = Tasks::default();
         let listeners = listen(&front, tls, plain, &pki)?;
-        let mut server =
-            Self { api, auth, store, nodes, front, gateway, tasks, roles: None, listeners, data_dir, api_addr, ui_addr };
+        let mut server = Self {
+            api,
+            auth,
+            store,
+            nodes,
+            front,
+            gateway,
+            tasks,
+            roles: None,
+            listeners,
+            data_dir,
+            api_addr,
+            ui_addr,
+        };
         server.roles = Some(server.run_background(&options, pki.ca_pem()));
         Ok(server)
     }
@@ -238,7 +254,8 @@ fn registry(root: &std::path::Path, on_push: Option<ketch_registry::PushHook>) -
 
 fn write_kubeconfig(data_dir: &DataDir, pki: &Pki, api: SocketAddr) -> Result<(), StartError> {
     let certificate = pki.client_cert("admin", &[ADMIN_GROUP], ADMIN_LIFE)?;
-    let reached = if api.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], api.port())) } else { api };
+    let reached =
+        if api.ip().is_unspecified() { SocketAddr::from(([127, 0, 0, 1], api.port())) } else { api };
     let entry = ketch_client::kubeconfig::Entry {
         name: "ketch".into(),
         server: format!("https://{reached}"),
@@ -249,7 +266,8 @@ fn write_kubeconfig(data_dir: &DataDir, pki: &Pki, api: SocketAddr) -> Result<()
         },
         namespace: None,
     };
-    let text = ketch_client::kubeconfig::render(&entry).map_err(|error| StartError::Api(error.to_string()))?;
+    let text =
+        ketch_client::kubeconfig::render(&entry).map_err(|error| StartError::Api(error.to_string()))?;
     data_dir
         .write("admin.kubeconfig", &text)
         .map_err(|source| StartError::Write { what: "admin.kubeconfig", source })

@@ -72,7 +72,12 @@ fn a_taken_port_and_bad_options_are_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let up = |flags: &[&str]| {
-        std::process::Command::new(binary()).args(["up", "--data-dir"]).arg(dir.path()).args(flags).output().unwrap()
+        std::process::Command::new(binary())
+            .args(["up", "--data-dir"])
+            .arg(dir.path())
+            .args(flags)
+            .output()
+            .unwrap()
     };
     let free = ["--ui-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"];
     let error = failed("taken port", up(&[&["--api-addr", &address], &free[..]].concat()));

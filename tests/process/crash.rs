@@ -61,7 +61,9 @@ async fn write(
             return;
         }
         let name = format!("w{writer}-r{round}-{step}");
-        let object = serde_json::from_value(serde_json::json!({"metadata": {"name": name}, "data": {"step": step.to_string()}}));
+        let object = serde_json::from_value(
+            serde_json::json!({"metadata": {"name": name}, "data": {"step": step.to_string()}}),
+        );
         match api.create(&Default::default(), &object.unwrap()).await {
             Ok(created) => acknowledged.lock().unwrap().insert(name, created.metadata.uid.unwrap()),
             Err(_) => return,

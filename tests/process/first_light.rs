@@ -15,10 +15,19 @@ fn a_component_becomes_a_url_a_revision_and_a_rollback() {
 
     let pods = ketch.kubectl_ok(&["get", "pods", "-l", "ketch.dev/function=hello", "--no-headers"]);
     assert!(pods.contains("hello-00001") && pods.contains("1/1") && pods.contains("Running"), "{pods}");
-    let owner = ketch.kubectl_ok(&["get", "deployment", "hello-00001", "-o", "jsonpath={.metadata.ownerReferences[0].kind}"]);
+    let owner = ketch.kubectl_ok(&[
+        "get",
+        "deployment",
+        "hello-00001",
+        "-o",
+        "jsonpath={.metadata.ownerReferences[0].kind}",
+    ]);
     assert_eq!(owner, "FunctionRevision");
 
-    succeeded("second deploy", ketch.ketch(&["deploy", guest("hello").to_str().unwrap(), "--env", "GREETING=second"]));
+    succeeded(
+        "second deploy",
+        ketch.ketch(&["deploy", guest("hello").to_str().unwrap(), "--env", "GREETING=second"]),
+    );
     let (_, body) = ketch.call("hello", "/").unwrap();
     assert!(body.contains("second"), "{body}");
 
@@ -33,7 +42,9 @@ fn a_component_becomes_a_url_a_revision_and_a_rollback() {
 #[test]
 fn components_of_other_toolchains_run_unmodified() {
     let ketch = Ketch::start();
-    for (name, text) in [("hello-js", "Hello from JavaScript"), ("hello-py", "Hello from Python"), ("hello-p3", "")] {
+    for (name, text) in
+        [("hello-js", "Hello from JavaScript"), ("hello-py", "Hello from Python"), ("hello-p3", "")]
+    {
         ketch.deploy(name, &[]);
         let (status, body) = ketch.call(name, "/").unwrap();
         assert_eq!(status, 200, "{name}: {body}");

@@ -24,18 +24,37 @@ fn neighbours_of_a_misbehaving_component_stay_well() {
     ketch.deploy("hello", &[]);
     ketch.kubectl_ok(&["version"]);
     ketch.deploy("misbehave", &[]);
-    ketch.kubectl_ok(&["patch", "function", "misbehave", "--type=merge", "-p", r#"{"spec":{"timeoutSeconds":2}}"#]);
+    ketch.kubectl_ok(&[
+        "patch",
+        "function",
+        "misbehave",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"timeoutSeconds":2}}"#,
+    ]);
     until("the shorter time-out", || {
-        let traffic = ketch.kubectl_ok(&["get", "function", "misbehave", "-o", "jsonpath={.status.traffic[0].revisionName}"]);
+        let traffic = ketch.kubectl_ok(&[
+            "get",
+            "function",
+            "misbehave",
+            "-o",
+            "jsonpath={.status.traffic[0].revisionName}",
+        ]);
         if traffic == "misbehave-00002" { Ok(()) } else { Err(traffic) }
     });
     let quiet = p99(&ketch, 200);
     std::thread::scope(|scope| {
-        let attacks: Vec<_> =
-            ["/loop", "/alloc", "/panic", "/flood", "/sockets"].map(|path| (path, scope.spawn({
-                let ketch = &ketch;
-                move || ketch.call("misbehave", path)
-            }))).into();
+        let attacks: Vec<_> = ["/loop", "/alloc", "/panic", "/flood", "/sockets"]
+            .map(|path| {
+                (
+                    path,
+                    scope.spawn({
+                        let ketch = &ketch;
+                        move || ketch.call("misbehave", path)
+                    }),
+                )
+            })
+            .into();
         let busy = p99(&ketch, 200);
         eprintln!("p99 of the neighbour: quiet {quiet:?}, under attack {busy:?}");
         for (path, attack) in attacks {
@@ -49,16 +68,33 @@ fn neighbours_of_a_misbehaving_component_stay_well() {
     });
     assert_eq!(ketch.call("hello", "/").unwrap().0, 200);
     assert_eq!(ketch.ui("/readyz").unwrap().0, 200);
-    let restarts = ketch.kubectl_ok(&["get", "pods", "-l", "ketch.dev/function=hello", "-o", "jsonpath={.items[*].status.containerStatuses[0].restartCount}"]);
+    let restarts = ketch.kubectl_ok(&[
+        "get",
+        "pods",
+        "-l",
+        "ketch.dev/function=hello",
+        "-o",
+        "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
+    ]);
     assert_eq!(restarts, "0");
 }
 
 #[test]
 fn a_job_that_fails_says_why() {
     let ketch = Ketch::start();
-    ketch_tests::succeeded("deploy", ketch.ketch(&["deploy", ketch_tests::guest("job").to_str().unwrap(), "--env", "EXIT_CODE=0"]));
+    ketch_tests::succeeded(
+        "deploy",
+        ketch.ketch(&["deploy", ketch_tests::guest("job").to_str().unwrap(), "--env", "EXIT_CODE=0"]),
+    );
     let phase = until("the end of the job", || {
-        let phase = ketch.kubectl_ok(&["get", "pods", "-l", "app.kubernetes.io/name=job", "-o", "jsonpath={.items[0].status.phase}"]);
+        let phase = ketch.kubectl_ok(&[
+            "get",
+            "pods",
+            "-l",
+            "app.kubernetes.io/name=job",
+            "-o",
+            "jsonpath={.items[0].status.phase}",
+        ]);
         if phase == "Succeeded" || phase == "Failed" { Ok(phase) } else { Err(phase) }
     });
     assert_eq!(phase, "Succeeded");

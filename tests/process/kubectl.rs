@@ -32,12 +32,27 @@ fn with_web() -> Ketch {
 #[test]
 fn objects_are_shown_in_every_form() {
     let ketch = with_web();
-    for form in ["wide", "json", "yaml", "name", "jsonpath={.items[*].metadata.name}", "custom-columns=N:.metadata.name", "go-template={{len .items}}"] {
+    for form in [
+        "wide",
+        "json",
+        "yaml",
+        "name",
+        "jsonpath={.items[*].metadata.name}",
+        "custom-columns=N:.metadata.name",
+        "go-template={{len .items}}",
+    ] {
         let out = ketch.kubectl_ok(&["get", "pods", "-o", form]);
         assert!(!out.trim().is_empty(), "{form}");
     }
     let table = ketch.kubectl_ok(&["get", "deployments,replicasets,pods,nodes,functions"]);
-    for word in ["deployment.apps/web", "2/2", "replicaset.apps/web-", "node/test-node", "Ready", "function.ketch.dev/hello"] {
+    for word in [
+        "deployment.apps/web",
+        "2/2",
+        "replicaset.apps/web-",
+        "node/test-node",
+        "Ready",
+        "function.ketch.dev/hello",
+    ] {
         assert!(table.contains(word), "{word} in\n{table}");
     }
     assert!(ketch.kubectl_ok(&["get", "all"]).contains("deployment.apps/web"));
@@ -63,19 +78,39 @@ fn objects_are_changed_in_every_way() {
     assert_eq!(ketch.kubectl_ok(&env), "two");
     let patch = r#"{"spec":{"template":{"spec":{"containers":[{"name":"web","env":[{"name":"MORE","value":"x"}]}]}}}}"#;
     ketch.kubectl_ok(&["patch", "deployment", "web", "-p", patch]);
-    let names = ketch.kubectl_ok(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env[*].name}"]);
+    let names = ketch.kubectl_ok(&[
+        "get",
+        "deployment",
+        "web",
+        "-o",
+        "jsonpath={.spec.template.spec.containers[0].env[*].name}",
+    ]);
     assert!(names.contains("GREETING") && names.contains("MORE"), "strategic merge keeps both: {names}");
-    ketch.kubectl_ok(&["patch", "deployment", "web", "--type=json", "-p", r#"[{"op":"add","path":"/metadata/labels","value":{"tier":"front"}}]"#]);
+    ketch.kubectl_ok(&[
+        "patch",
+        "deployment",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op":"add","path":"/metadata/labels","value":{"tier":"front"}}]"#,
+    ]);
     ketch.kubectl_ok(&["label", "deployment", "web", "team=a"]);
     ketch.kubectl_ok(&["annotate", "deployment", "web", "note=b"]);
-    assert!(ketch.kubectl_ok(&["get", "deployments", "-l", "team=a,tier=front", "-o", "name"]).contains("web"));
+    assert!(
+        ketch.kubectl_ok(&["get", "deployments", "-l", "team=a,tier=front", "-o", "name"]).contains("web")
+    );
     let mut edit = std::process::Command::new("kubectl");
-    edit.args(["edit", "deployment", "web"]).env("KUBECONFIG", ketch.kubeconfig()).env("KUBE_EDITOR", "sed -i s/team:.a/team:\\ edited/");
+    edit.args(["edit", "deployment", "web"])
+        .env("KUBECONFIG", ketch.kubeconfig())
+        .env("KUBE_EDITOR", "sed -i s/team:.a/team:\\ edited/");
     succeeded("kubectl edit", edit.output().unwrap());
     assert!(ketch.kubectl_ok(&["get", "deployments", "-l", "team=edited", "-o", "name"]).contains("web"));
     ketch.kubectl_ok(&["scale", "deployment", "web", "--replicas=3"]);
     succeeded("rollout", ketch.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]));
-    assert_eq!(ketch.kubectl_ok(&["get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}"]), "3");
+    assert_eq!(
+        ketch.kubectl_ok(&["get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}"]),
+        "3"
+    );
     ketch.kubectl_ok(&["delete", "deployment", "web"]);
     until("its pods to go", || {
         let pods = ketch.kubectl_ok(&["get", "pods", "-l", "app=web", "-o", "name"]);
@@ -92,7 +127,16 @@ fn rollouts_go_forward_and_back() {
     assert!(history.contains('1') && history.contains('2'), "{history}");
     ketch.kubectl_ok(&["rollout", "undo", "deployment/web"]);
     succeeded("rollout", ketch.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]));
-    assert_eq!(ketch.kubectl_ok(&["get", "deployment", "web", "-o", "jsonpath={.spec.template.spec.containers[0].env[0].value}"]), "one");
+    assert_eq!(
+        ketch.kubectl_ok(&[
+            "get",
+            "deployment",
+            "web",
+            "-o",
+            "jsonpath={.spec.template.spec.containers[0].env[0].value}"
+        ]),
+        "one"
+    );
     ketch.kubectl_ok(&["rollout", "restart", "deployment/web"]);
     succeeded("rollout", ketch.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]));
     ketch.kubectl_ok(&["rollout", "pause", "deployment/web"]);
@@ -107,7 +151,13 @@ fn objects_are_created_and_asked_about() {
     ketch.kubectl_ok(&["create", "namespace", "other"]);
     ketch.kubectl_ok(&["create", "serviceaccount", "robot"]);
     ketch.kubectl_ok(&["create", "role", "reader", "--verb=get,list", "--resource=pods"]);
-    ketch.kubectl_ok(&["create", "rolebinding", "robot-reads", "--role=reader", "--serviceaccount=default:robot"]);
+    ketch.kubectl_ok(&[
+        "create",
+        "rolebinding",
+        "robot-reads",
+        "--role=reader",
+        "--serviceaccount=default:robot",
+    ]);
     let robot = "system:serviceaccount:default:robot";
     assert_eq!(ketch.kubectl_ok(&["auth", "can-i", "list", "pods", "--as", robot]).trim(), "yes");
     let denied = ketch.kubectl(&["auth", "can-i", "delete", "pods", "--as", robot]);
@@ -115,7 +165,14 @@ fn objects_are_created_and_asked_about() {
     let token = ketch.kubectl_ok(&["create", "token", "robot"]);
     let server = format!("https://{}", ketch.address("api-addr"));
     let as_robot = |arguments: &[&str]| {
-        let base = ["--kubeconfig=/dev/null", "--insecure-skip-tls-verify", "--server", &server, "--token", token.trim()];
+        let base = [
+            "--kubeconfig=/dev/null",
+            "--insecure-skip-tls-verify",
+            "--server",
+            &server,
+            "--token",
+            token.trim(),
+        ];
         ketch.kubectl(&[&base, arguments].concat())
     };
     succeeded("list as robot", as_robot(&["get", "pods"]));
@@ -125,7 +182,14 @@ fn objects_are_created_and_asked_about() {
     ketch.kubectl_ok(&["expose", "deployment", "web", "--port=80", "--target-port=8080"]);
     assert!(ketch.kubectl_ok(&["get", "service", "web"]).contains("ClusterIP"));
     until("endpoints", || {
-        let slices = ketch.kubectl_ok(&["get", "endpointslices", "-l", "kubernetes.io/service-name=web", "-o", "jsonpath={.items[*].endpoints[*].addresses[0]}"]);
+        let slices = ketch.kubectl_ok(&[
+            "get",
+            "endpointslices",
+            "-l",
+            "kubernetes.io/service-name=web",
+            "-o",
+            "jsonpath={.items[*].endpoints[*].addresses[0]}",
+        ]);
         if slices.split_whitespace().count() == 2 { Ok(()) } else { Err(slices) }
     });
     ketch.kubectl_ok(&["run", "single", "--image=ketch.local/default/hello:latest", "--restart=Never"]);

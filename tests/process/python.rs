@@ -3,8 +3,8 @@
 use std::process::Command;
 
 use futures::TryStreamExt;
-use kube::runtime::{WatchStreamExt, watcher};
 use ketch_tests::{Ketch, root, succeeded};
+use kube::runtime::{WatchStreamExt, watcher};
 
 const SCRIPT: &str = r#"
 from kubernetes import client, config, watch
@@ -26,11 +26,17 @@ print(seen, core.read_namespaced_config_map("py", "default").data)
 fn the_python_client_lists_watches_and_patches() {
     let python = root().join("target/tools/python/bin");
     if !python.join("kubernetes-installed").is_file() {
-        succeeded("pip", Command::new(python.join("pip")).args(["install", "--quiet", "kubernetes"]).output().unwrap());
+        succeeded(
+            "pip",
+            Command::new(python.join("pip")).args(["install", "--quiet", "kubernetes"]).output().unwrap(),
+        );
         std::fs::write(python.join("kubernetes-installed"), "").unwrap();
     }
     let ketch = Ketch::start();
-    let output = Command::new(python.join("python")).args(["-c", SCRIPT]).env("KUBECONFIG", ketch.kubeconfig()).output();
+    let output = Command::new(python.join("python"))
+        .args(["-c", SCRIPT])
+        .env("KUBECONFIG", ketch.kubeconfig())
+        .output();
     let text = succeeded("python", output.unwrap());
     assert_eq!(text.trim(), "['ADDED', 'MODIFIED'] {'a': '1', 'b': '2'}");
 }
@@ -42,7 +48,8 @@ fn kube_rs_watches_and_patches() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let client = ketch.client().await;
-        let api: kube::Api<ketch_api::k8s::api::core::v1::ConfigMap> = kube::Api::namespaced(client, "default");
+        let api: kube::Api<ketch_api::k8s::api::core::v1::ConfigMap> =
+            kube::Api::namespaced(client, "default");
         let object = serde_json::json!({"metadata": {"name": "rs"}, "data": {"a": "1"}});
         api.create(&Default::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
         let mut events = std::pin::pin!(watcher(api.clone(), watcher::Config::default()).applied_objects());

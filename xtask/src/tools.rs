@@ -58,10 +58,10 @@ pub fn targets(wanted: &[&str]) -> Result<()> {
     step("add the WebAssembly targets", || run(program("rustup").args(["target", "add"]).args(missing)))
 }
 
-/// Trunk, the wasm-bindgen of exactly the lock file's version, and wasm-opt.
+/// Trunk, the wasm-bindgen of exactly the lock file's version, and Brotli.
 pub fn console() -> Result<()> {
     targets(&["wasm32-unknown-unknown"])?;
-    packages(&[("wasm-opt", "binaryen"), ("brotli", "brotli")])?;
+    packages(&[("brotli", "brotli")])?;
     install("trunk", "trunk", TRUNK, &["--no-default-features", "--features", "rustls"])?;
     install("wasm-bindgen", "wasm-bindgen-cli", &locked("wasm-bindgen")?, &[])
 }

@@ -55,7 +55,8 @@ pub(crate) fn read(name: &str) -> Result<Vec<Value>> {
 }
 
 fn parse(text: &str) -> Result<Vec<Value>> {
-    let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|e| anyhow!("not YAML or JSON: {e}"))?;
+    let documents: Vec<Value> =
+        serde_saphyr::from_multiple(text).map_err(|e| anyhow!("not YAML or JSON: {e}"))?;
     let mut objects = Vec::new();
     for document in documents {
         match document {
@@ -80,7 +81,12 @@ fn parse(text: &str) -> Result<Vec<Value>> {
 }
 
 /// Creates or changes one object and says which.
-pub(crate) async fn apply(cluster: &Cluster, resources: &Resources, mut object: Value, dry_run: bool) -> Result<String> {
+pub(crate) async fn apply(
+    cluster: &Cluster,
+    resources: &Resources,
+    mut object: Value,
+    dry_run: bool,
+) -> Result<String> {
     let resource = resources.of(&object)?;
     let name = object["metadata"]["name"].as_str().context("metadata.name is missing")?.to_owned();
     let namespace = object["metadata"]["namespace"].as_str().unwrap_or(&cluster.namespace).to_owned();
@@ -90,7 +96,12 @@ pub(crate) async fn apply(cluster: &Cluster, resources: &Resources, mut object: 
     let applied = object.to_string();
     annotate(&mut object, &applied);
     let Some(live) = cluster.get(&path).await? else {
-        let request = json_request(http::Method::POST, &format!("{}{flag}", resource.path(Some(&namespace), None)), &object, "application/json")?;
+        let request = json_request(
+            http::Method::POST,
+            &format!("{}{flag}", resource.path(Some(&namespace), None)),
+            &object,
+            "application/json",
+        )?;
         let response = cluster.send(request).await?;
         if response.status() == http::StatusCode::NOT_FOUND {
             return Err(super::connect::failure(response.status(), response.body()));
@@ -105,13 +116,19 @@ pub(crate) async fn apply(cluster: &Cluster, resources: &Resources, mut object: 
     if patch == json!({}) {
         return Ok(format!("{}/{name} unchanged{remark}", resource.display()));
     }
-    let request = json_request(http::Method::PATCH, &format!("{path}{flag}"), &patch, "application/merge-patch+json")?;
+    let request =
+        json_request(http::Method::PATCH, &format!("{path}{flag}"), &patch, "application/merge-patch+json")?;
     cluster.send(request).await?;
     Ok(format!("{}/{name} configured{remark}", resource.display()))
 }
 
 /// A request with a JSON body.
-pub(crate) fn json_request(method: http::Method, path: &str, body: &Value, media_type: &str) -> Result<http::Request<Vec<u8>>> {
+pub(crate) fn json_request(
+    method: http::Method,
+    path: &str,
+    body: &Value,
+    media_type: &str,
+) -> Result<http::Request<Vec<u8>>> {
     Ok(http::Request::builder()
         .method(method)
         .uri(path)
@@ -161,7 +178,8 @@ mod tests {
     #[test]
     fn manifests_are_taken_apart() {
         let text = "apiVersion: v1\nkind: A\n---\n---\napiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: B}\n";
-        let kinds: Vec<_> = parse(text).unwrap().iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect();
+        let kinds: Vec<_> =
+            parse(text).unwrap().iter().map(|o| o["kind"].as_str().unwrap().to_owned()).collect();
         assert_eq!(kinds, ["A", "B"]);
         for bad in ["", "kind: A", "a: [", "- 1"] {
             assert!(parse(bad).is_err(), "{bad}");

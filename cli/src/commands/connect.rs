@@ -40,8 +40,9 @@ impl Connection {
         if let Some(path) = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()) {
             return Ok(path.into());
         }
-        local_kubeconfig(self.data_dir.clone())
-            .ok_or_else(|| anyhow!("no cluster found: start one with `ketch up`, or name a kubeconfig with --kubeconfig"))
+        local_kubeconfig(self.data_dir.clone()).ok_or_else(|| {
+            anyhow!("no cluster found: start one with `ketch up`, or name a kubeconfig with --kubeconfig")
+        })
     }
 }
 
@@ -74,7 +75,10 @@ impl Cluster {
         if response.status() == http::StatusCode::NOT_FOUND {
             return Ok(None);
         }
-        Ok(Some(serde_json::from_slice(response.body()).with_context(|| format!("the answer to {path} is not JSON"))?))
+        Ok(Some(
+            serde_json::from_slice(response.body())
+                .with_context(|| format!("the answer to {path} is not JSON"))?,
+        ))
     }
 }
 

@@ -51,15 +51,25 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     for (kind, name) in targets(&arguments.what)? {
         let resource = resources.named(&kind)?;
         match name {
-            Some(name) => one(&cluster, resource, &cluster.namespace, &name, arguments.ignore_not_found).await?,
-            None if arguments.all || arguments.selector.is_some() => many(&cluster, resource, arguments.selector.as_deref()).await?,
+            Some(name) => {
+                one(&cluster, resource, &cluster.namespace, &name, arguments.ignore_not_found).await?
+            }
+            None if arguments.all || arguments.selector.is_some() => {
+                many(&cluster, resource, arguments.selector.as_deref()).await?
+            }
             None => bail!("name the {} to delete, or use --all or --selector", resource.plural),
         }
     }
     Ok(())
 }
 
-async fn one(cluster: &Cluster, resource: &Resource, namespace: &str, name: &str, ignore: bool) -> Result<()> {
+async fn one(
+    cluster: &Cluster,
+    resource: &Resource,
+    namespace: &str,
+    name: &str,
+    ignore: bool,
+) -> Result<()> {
     let request = http::Request::delete(resource.path(Some(namespace), Some(name))).body(Vec::new())?;
     let response = cluster.send(request).await?;
     if response.status() == http::StatusCode::NOT_FOUND {
@@ -73,10 +83,22 @@ async fn one(cluster: &Cluster, resource: &Resource, namespace: &str, name: &str
 }
 
 async fn many(cluster: &Cluster, resource: &Resource, selector: Option<&str>) -> Result<()> {
-    let query = selector.map(|s| format!("?labelSelector={}", utf8_percent_encode(s, NON_ALPHANUMERIC))).unwrap_or_default();
-    let list = cluster.get(&format!("{}{query}", resource.path(Some(&cluster.namespace), None))).await?.unwrap_or_default();
+    let query = selector
+        .map(|s| format!("?labelSelector={}", utf8_percent_encode(s, NON_ALPHANUMERIC)))
+        .unwrap_or_default();
+    let list = cluster
+        .get(&format!("{}{query}", resource.path(Some(&cluster.namespace), None)))
+        .await?
+        .unwrap_or_default();
     for item in list["items"].as_array().into_iter().flatten() {
-        one(cluster, resource, &cluster.namespace, item["metadata"]["name"].as_str().unwrap_or_default(), true).await?;
+        one(
+            cluster,
+            resource,
+            &cluster.namespace,
+            item["metadata"]["name"].as_str().unwrap_or_default(),
+            true,
+        )
+        .await?;
     }
     Ok(())
 }

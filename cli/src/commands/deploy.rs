@@ -42,7 +42,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         let image = arguments.what.as_str();
         return match looks_like_image(image) {
             true => function(&cluster, &arguments, &name_of(&arguments, image)?, image.to_owned()).await,
-            false => bail!("{image} is neither a file here nor an image reference such as ketch.local/default/hello:latest"),
+            false => bail!(
+                "{image} is neither a file here nor an image reference such as ketch.local/default/hello:latest"
+            ),
         };
     }
     if path.is_dir() {
@@ -84,7 +86,12 @@ fn name_of(arguments: &Arguments, from: &str) -> Result<String> {
     }
     let last = from.rsplit('/').next().unwrap_or(from);
     let last = last.split(['@', ':']).next().unwrap_or(last);
-    let name: String = last.to_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(50).collect();
+    let name: String = last
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(50)
+        .collect();
     let name = name.trim_matches('-').to_owned();
     match name.is_empty() {
         true => bail!("no name can be made from \"{from}\"; give one with --name"),
@@ -95,7 +102,8 @@ fn name_of(arguments: &Arguments, from: &str) -> Result<String> {
 async fn manifest(cluster: &Cluster, arguments: &Arguments) -> Result<()> {
     let resources = Resources::discover(cluster).await?;
     for object in apply::read(&arguments.what)? {
-        let function = (object["kind"] == "Function").then(|| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+        let function = (object["kind"] == "Function")
+            .then(|| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
         output::note(apply::apply(cluster, &resources, object, false).await?);
         if let Some(name) = function {
             answer(cluster, &name, arguments.timeout).await?;
@@ -109,7 +117,8 @@ fn environment(arguments: &Arguments) -> Result<Vec<Value>> {
         .env
         .iter()
         .map(|pair| {
-            let (name, value) = pair.split_once('=').ok_or_else(|| anyhow!("--env {pair}: write it as NAME=VALUE"))?;
+            let (name, value) =
+                pair.split_once('=').ok_or_else(|| anyhow!("--env {pair}: write it as NAME=VALUE"))?;
             Ok(json!({ "name": name, "value": value }))
         })
         .collect()
@@ -164,7 +173,9 @@ async fn answer(cluster: &Cluster, name: &str, timeout: u64) -> Result<()> {
         }
         if Instant::now() > deadline {
             let why = if last.is_empty() { "no reason is known yet".to_owned() } else { last };
-            bail!("function {name} does not answer after {timeout} s: {why}; see `ketch logs function/{name}`");
+            bail!(
+                "function {name} does not answer after {timeout} s: {why}; see `ketch logs function/{name}`"
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -184,17 +195,23 @@ fn ready(function: &Value) -> bool {
 async fn answers(url: &str) -> bool {
     let Ok(uri) = url.parse::<http::Uri>() else { return false };
     let (Some(host), port) = (uri.host(), uri.port_u16().unwrap_or(80)) else { return false };
-    let target = if host.ends_with(".localhost") { format!("127.0.0.1:{port}") } else { format!("{host}:{port}") };
+    let target =
+        if host.ends_with(".localhost") { format!("127.0.0.1:{port}") } else { format!("{host}:{port}") };
     let request = http::Request::get(format!("http://{target}/")).header("host", format!("{host}:{port}"));
     let Ok(request) = request.body(http_body_util::Empty::<bytes::Bytes>::new()) else { return false };
-    let client = hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
-    client.request(request).await.is_ok_and(|response| response.status() != http::StatusCode::SERVICE_UNAVAILABLE)
+    let client =
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    client
+        .request(request)
+        .await
+        .is_ok_and(|response| response.status() != http::StatusCode::SERVICE_UNAVAILABLE)
 }
 
 /// A program that runs to its end: a pod that is not restarted.
 async fn command(cluster: &Cluster, arguments: &Arguments, name: &str, image: String) -> Result<()> {
     let collection = format!("/api/v1/namespaces/{}/pods", cluster.namespace);
-    let mut metadata = json!({ "generateName": format!("{name}-"), "labels": { "app.kubernetes.io/name": name } });
+    let mut metadata =
+        json!({ "generateName": format!("{name}-"), "labels": { "app.kubernetes.io/name": name } });
     if !arguments.allow.is_empty() {
         metadata["annotations"] = json!({ ketch_api::names::OUTBOUND_ANNOTATION: arguments.allow.join(",") });
     }
@@ -205,19 +222,25 @@ async fn command(cluster: &Cluster, arguments: &Arguments, name: &str, image: St
             "containers": [{ "name": "main", "image": image, "env": environment(arguments)? }],
         },
     });
-    let response = cluster.send(apply::json_request(http::Method::POST, &collection, &pod, "application/json")?).await?;
+    let response =
+        cluster.send(apply::json_request(http::Method::POST, &collection, &pod, "application/json")?).await?;
     let pod: Value = serde_json::from_slice(response.body())?;
     let pod = pod["metadata"]["name"].as_str().context("the server named no pod")?.to_owned();
     let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
     loop {
-        let now = cluster.get(&format!("{collection}/{pod}")).await?.ok_or_else(|| anyhow!("pod \"{pod}\" was deleted"))?;
+        let now = cluster
+            .get(&format!("{collection}/{pod}"))
+            .await?
+            .ok_or_else(|| anyhow!("pod \"{pod}\" was deleted"))?;
         match now["status"]["phase"].as_str().unwrap_or_default() {
             phase @ ("Running" | "Succeeded") => {
                 output::line(format!("pod/{pod} {}", phase.to_lowercase()));
                 return Ok(());
             }
             "Failed" => bail!("pod {pod} failed; see `ketch logs {pod}`"),
-            _ if Instant::now() > deadline => bail!("pod {pod} does not run after {} s; see `ketch get pod {pod}`", arguments.timeout),
+            _ if Instant::now() > deadline => {
+                bail!("pod {pod} does not run after {} s; see `ketch get pod {pod}`", arguments.timeout)
+            }
             _ => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }

@@ -82,7 +82,9 @@ fn ports(options: &Options) -> Finding {
     ];
     let taken: Vec<String> = flags
         .iter()
-        .filter_map(|(flag, address)| Some(format!("{address}: {} (choose with --{flag})", TcpListener::bind(address).err()?)))
+        .filter_map(|(flag, address)| {
+            Some(format!("{address}: {} (choose with --{flag})", TcpListener::bind(address).err()?))
+        })
         .collect();
     match taken.is_empty() {
         true => good("ports", flags.map(|(_, address)| address.to_string()).join(", ")),
@@ -93,11 +95,15 @@ fn ports(options: &Options) -> Finding {
 fn memory() -> Finding {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let kib = |key: &str| {
-        text.lines().find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default()
+        text.lines()
+            .find_map(|line| line.strip_prefix(key)?.split_whitespace().next()?.parse::<u64>().ok())
+            .unwrap_or_default()
     };
     let (total, available) = (kib("MemTotal:") / 1024, kib("MemAvailable:") / 1024);
     match available {
-        0..256 => limited("memory", format!("{available} of {total} MiB are available; 256 MiB are comfortable")),
+        0..256 => {
+            limited("memory", format!("{available} of {total} MiB are available; 256 MiB are comfortable"))
+        }
         _ => good("memory", format!("{available} of {total} MiB are available")),
     }
 }
@@ -108,7 +114,10 @@ fn disk(path: &Path) -> Finding {
         Ok(stat) => {
             let free = stat.blocks_available().saturating_mul(stat.fragment_size()) >> 20;
             match free {
-                0..512 => limited("disk", format!("{free} MiB are free under {}: images need more", existing.display())),
+                0..512 => limited(
+                    "disk",
+                    format!("{free} MiB are free under {}: images need more", existing.display()),
+                ),
                 _ => good("disk", format!("{free} MiB are free under {}", existing.display())),
             }
         }
@@ -119,7 +128,10 @@ fn disk(path: &Path) -> Finding {
 fn privileges(root: bool) -> Finding {
     match root {
         true => good("privileges", "root: pods have addresses of their own, ports below 1024 can be used"),
-        false => limited("privileges", "ordinary user: pods have loopback addresses of this machine; run as root for more"),
+        false => limited(
+            "privileges",
+            "ordinary user: pods have loopback addresses of this machine; run as root for more",
+        ),
     }
 }
 
@@ -129,7 +141,10 @@ fn address_space() -> Finding {
         Ok(nix::sys::resource::RLIM_INFINITY) | Err(_) => good("address space", "unlimited"),
         Ok(bytes) => limited(
             "address space",
-            format!("limited to {} GiB: instances are pooled in less, `ulimit -v unlimited` lifts it", bytes >> 30),
+            format!(
+                "limited to {} GiB: instances are pooled in less, `ulimit -v unlimited` lifts it",
+                bytes >> 30
+            ),
         ),
     }
 }

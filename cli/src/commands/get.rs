@@ -49,7 +49,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let mut wanted = Vec::new();
     for (kind, name) in targets(&arguments.what)? {
         match resources.category(&kind) {
-            members if !members.is_empty() && name.is_none() => wanted.extend(members.into_iter().map(|r| (r, None))),
+            members if !members.is_empty() && name.is_none() => {
+                wanted.extend(members.into_iter().map(|r| (r, None)))
+            }
             _ => wanted.push((resources.named(&kind)?, name)),
         }
     }
@@ -62,16 +64,28 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         any |= show(&cluster, &arguments, resource, name.as_deref(), several).await?;
     }
     if !any && !arguments.watch {
-        let place = if arguments.all_namespaces { String::new() } else { format!(" in {} namespace", cluster.namespace) };
+        let place = if arguments.all_namespaces {
+            String::new()
+        } else {
+            format!(" in {} namespace", cluster.namespace)
+        };
         output::note(format!("No resources found{place}."));
     }
     Ok(())
 }
 
-async fn show(cluster: &Cluster, arguments: &Arguments, resource: &Resource, name: Option<&str>, several: bool) -> Result<bool> {
+async fn show(
+    cluster: &Cluster,
+    arguments: &Arguments,
+    resource: &Resource,
+    name: Option<&str>,
+    several: bool,
+) -> Result<bool> {
     let namespace = (!arguments.all_namespaces).then_some(cluster.namespace.as_str());
     let mut query = Vec::new();
-    let mut add = |key: &str, value: &str| query.push(format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+    let mut add = |key: &str, value: &str| {
+        query.push(format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)))
+    };
     if let Some(selector) = &arguments.selector {
         add("labelSelector", selector);
     }
@@ -81,7 +95,8 @@ async fn show(cluster: &Cluster, arguments: &Arguments, resource: &Resource, nam
     let tabular = matches!(arguments.output.as_deref(), None | Some("wide"));
     let path = resource.path(namespace, name);
     let accept = if tabular { TABLE } else { "application/json" };
-    let request = http::Request::get(format!("{path}?{}", query.join("&"))).header("accept", accept).body(Vec::new())?;
+    let request =
+        http::Request::get(format!("{path}?{}", query.join("&"))).header("accept", accept).body(Vec::new())?;
     let response = cluster.send(request).await?;
     if response.status() == http::StatusCode::NOT_FOUND {
         return Err(super::connect::failure(response.status(), response.body()));
@@ -102,7 +117,11 @@ fn print(answer: &Value, arguments: &Arguments, prefix: Option<&str>, resource: 
         Some("name") => {
             let items = answer["items"].as_array().cloned().unwrap_or_else(|| vec![answer.clone()]);
             for item in &items {
-                output::line(format!("{}/{}", resource.display(), item["metadata"]["name"].as_str().unwrap_or_default()));
+                output::line(format!(
+                    "{}/{}",
+                    resource.display(),
+                    item["metadata"]["name"].as_str().unwrap_or_default()
+                ));
             }
             return !items.is_empty();
         }
@@ -112,7 +131,8 @@ fn print(answer: &Value, arguments: &Arguments, prefix: Option<&str>, resource: 
                 return false;
             }
             let text = output::table(&header, &rows);
-            let text = if arguments.no_headers { text.split_once('\n').map_or("", |(_, rest)| rest) } else { &text };
+            let text =
+                if arguments.no_headers { text.split_once('\n').map_or("", |(_, rest)| rest) } else { &text };
             output::line(text.trim_end());
             if prefix.is_some() {
                 output::line("");
@@ -126,8 +146,12 @@ fn print(answer: &Value, arguments: &Arguments, prefix: Option<&str>, resource: 
 fn cells(table: &Value, arguments: &Arguments, prefix: Option<&str>) -> (Vec<String>, Vec<Vec<String>>) {
     let wide = arguments.output.as_deref() == Some("wide");
     let columns: Vec<&Value> = table["columnDefinitions"].as_array().into_iter().flatten().collect();
-    let shown: Vec<usize> =
-        columns.iter().enumerate().filter(|(_, c)| wide || c["priority"].as_i64() == Some(0)).map(|(i, _)| i).collect();
+    let shown: Vec<usize> = columns
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| wide || c["priority"].as_i64() == Some(0))
+        .map(|(i, _)| i)
+        .collect();
     let mut header: Vec<String> = shown
         .iter()
         .filter_map(|i| columns.get(*i).and_then(|column| column["name"].as_str()))
@@ -137,7 +161,8 @@ fn cells(table: &Value, arguments: &Arguments, prefix: Option<&str>) -> (Vec<Str
         header.insert(0, "NAMESPACE".into());
     }
     let rows = table["rows"].as_array().into_iter().flatten().map(|row| {
-        let mut cells: Vec<String> = shown.iter().map(|i| text(row["cells"].get(*i).unwrap_or(&Value::Null))).collect();
+        let mut cells: Vec<String> =
+            shown.iter().map(|i| text(row["cells"].get(*i).unwrap_or(&Value::Null))).collect();
         if let (Some(prefix), Some(first)) = (prefix, cells.first_mut()) {
             *first = format!("{prefix}/{first}");
         }
@@ -169,7 +194,10 @@ async fn follow(
     let version = answer["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     // One object is watched in its collection, by name.
     let (collection, field) = match name {
-        Some(name) => (path.trim_end_matches(name).trim_end_matches('/'), format!("&fieldSelector=metadata.name%3D{name}")),
+        Some(name) => (
+            path.trim_end_matches(name).trim_end_matches('/'),
+            format!("&fieldSelector=metadata.name%3D{name}"),
+        ),
         None => (path, String::new()),
     };
     let request = http::Request::get(format!("{collection}?watch=1&resourceVersion={version}{field}"))
@@ -189,7 +217,16 @@ async fn follow(
         } else if let (Some(header), true) = (&header, object["kind"] == "Table") {
             object["columnDefinitions"] = header.clone();
         }
-        let arguments = Arguments { no_headers: true, what: Vec::new(), connection: Connection::default(), output: arguments.output.clone(), selector: None, field_selector: None, watch: false, ..*arguments };
+        let arguments = Arguments {
+            no_headers: true,
+            what: Vec::new(),
+            connection: Connection::default(),
+            output: arguments.output.clone(),
+            selector: None,
+            field_selector: None,
+            watch: false,
+            ..*arguments
+        };
         print(&object, &arguments, None, resource);
     }
     Ok(())

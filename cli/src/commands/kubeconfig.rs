@@ -47,7 +47,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 fn entry(text: &str) -> Result<Entry> {
     let file: Value = serde_saphyr::from_str(text)?;
     let field = |pointer: &str| {
-        file.pointer(pointer).and_then(Value::as_str).map(str::to_owned).with_context(|| format!("{pointer} is missing"))
+        file.pointer(pointer)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+            .with_context(|| format!("{pointer} is missing"))
     };
     let pem = |pointer: &str| anyhow::Ok(String::from_utf8(BASE64_STANDARD.decode(field(pointer)?)?)?);
     Ok(Entry {

@@ -8,9 +8,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use ketch_api::names::{ADMIN_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
+use ketch_api::names::{
+    ADMIN_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES,
+};
 use ketch_node::{
-    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries, RuntimeEntry,
+    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
+    RuntimeEntry,
     gateway::{Bind, Gateway, GatewayOptions},
 };
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
@@ -96,7 +99,10 @@ impl LocalNode {
             name: options.node_name.clone(),
             client: client.clone(),
             data_dir: options.data_dir.clone(),
-            runtimes: vec![RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() }],
+            runtimes: vec![RuntimeEntry {
+                handlers: handlers.map(str::to_owned).collect(),
+                runtime: wasm.clone(),
+            }],
             images: Arc::new(Registries::new(LocalRegistry::Client(client))),
             network: Some(network.clone()),
             pod_cidr: range.cidr,

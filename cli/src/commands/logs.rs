@@ -59,7 +59,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
 }
 
 async fn function_pods(cluster: &Cluster, name: &str) -> Result<Vec<String>> {
-    let path = format!("/api/v1/namespaces/{}/pods?labelSelector={}%3D{name}", cluster.namespace, ketch_api::names::FUNCTION_LABEL);
+    let path = format!(
+        "/api/v1/namespaces/{}/pods?labelSelector={}%3D{name}",
+        cluster.namespace,
+        ketch_api::names::FUNCTION_LABEL
+    );
     let list = cluster.get(&path).await?.unwrap_or_default();
     let pods: Vec<String> = list["items"]
         .as_array()
@@ -74,9 +78,14 @@ async fn function_pods(cluster: &Cluster, name: &str) -> Result<Vec<String>> {
 }
 
 fn request(arguments: &Arguments, namespace: &str, pod: &str) -> Result<http::Request<Vec<u8>>> {
-    let mut query = vec![format!("follow={}", arguments.follow), format!("previous={}", arguments.previous), format!("timestamps={}", arguments.timestamps)];
+    let mut query = vec![
+        format!("follow={}", arguments.follow),
+        format!("previous={}", arguments.previous),
+        format!("timestamps={}", arguments.timestamps),
+    ];
     query.extend(arguments.container.iter().map(|name| format!("container={name}")));
     query.extend(arguments.tail.map(|lines| format!("tailLines={lines}")));
     query.extend(arguments.since_seconds.map(|seconds| format!("sinceSeconds={seconds}")));
-    Ok(http::Request::get(format!("/api/v1/namespaces/{namespace}/pods/{pod}/log?{}", query.join("&"))).body(Vec::new())?)
+    Ok(http::Request::get(format!("/api/v1/namespaces/{namespace}/pods/{pod}/log?{}", query.join("&")))
+        .body(Vec::new())?)
 }

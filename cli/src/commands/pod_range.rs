@@ -36,11 +36,14 @@ impl PodRange {
             let name = SocketAddr::from_abstract_name(format!("ketch-pods-{cidr}"))?;
             if let Ok(claim) = UnixListener::bind_addr(&name) {
                 fs::create_dir_all(data_dir.join("node"))?;
-                fs::write(&record, format!("{cidr}\n")).with_context(|| format!("write {}", record.display()))?;
+                fs::write(&record, format!("{cidr}\n"))
+                    .with_context(|| format!("write {}", record.display()))?;
                 return Ok(Self { cidr, _claim: claim });
             }
         }
-        bail!("every part of pod range {cluster} is used by another Ketch on this machine; choose another with --pod-cidr")
+        bail!(
+            "every part of pod range {cluster} is used by another Ketch on this machine; choose another with --pod-cidr"
+        )
     }
 }
 

@@ -28,7 +28,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let Kind::Console = arguments.kind;
     let request = json_request(http::Method::POST, "/console/tokens", &json!({}), "application/json")?;
     let response = cluster.send(request).await?;
-    let answer: Value = serde_json::from_slice(response.body()).context("the server's answer cannot be read")?;
+    let answer: Value =
+        serde_json::from_slice(response.body()).context("the server's answer cannot be read")?;
     output::line(answer["link"].as_str().context("the server's answer has no link")?);
     Ok(())
 }

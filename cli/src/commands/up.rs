@@ -27,7 +27,8 @@ pub(crate) fn run(flags: Flags, role: Role) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Logs go to standard error, so that the link on standard output can be read by programs.
-    let filter = EnvFilter::try_from_env("KETCH_LOG").unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
+    let filter = EnvFilter::try_from_env("KETCH_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     connect::install_crypto();
     raise_file_limit();
@@ -43,7 +44,8 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
         Role::Up => Some(ketch_server::bind(options.http_addr, "http-addr")?),
         Role::Server => None,
     };
-    let http_addr = gateway.as_ref().and_then(|listener| listener.local_addr().ok()).unwrap_or(options.http_addr);
+    let http_addr =
+        gateway.as_ref().and_then(|listener| listener.local_addr().ok()).unwrap_or(options.http_addr);
     let precompiler = Precompiler::default();
     let server = Server::start(server_options(&options, http_addr), Some(precompiler.hook())).await?;
     let node = match gateway {
@@ -93,13 +95,19 @@ fn write_run_file(server: &Server, options: &Options, http: Option<SocketAddr>) 
 async fn announce(server: &Server, options: &Options, start: Instant) -> Result<()> {
     let link = server.login_link().await.map_err(|status| anyhow::anyhow!("{}", status.message))?;
     let kubeconfig = options.data_dir.join("admin.kubeconfig");
-    output::line(format!("Ketch {} is ready after {:.1} s", env!("CARGO_PKG_VERSION"), start.elapsed().as_secs_f32()));
+    output::line(format!(
+        "Ketch {} is ready after {:.1} s",
+        env!("CARGO_PKG_VERSION"),
+        start.elapsed().as_secs_f32()
+    ));
     output::line("");
     output::line(format!("  console     {link}"));
     output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
     output::line("  deploy      ketch deploy hello.wasm");
     output::line("");
-    output::line("The link logs in once; `ketch token console` prints another. OCI containers are not supported");
+    output::line(
+        "The link logs in once; `ketch token console` prints another. OCI containers are not supported",
+    );
     output::line("yet: this node runs WebAssembly. Ctrl-C stops Ketch; pods come back with the next start.");
     Ok(())
 }

@@ -13,7 +13,9 @@ use crate::cidr::Cidr;
 #[derive(Debug, thiserror::Error)]
 pub enum AnyIpError {
     /// Routes cannot be changed.
-    #[error("cannot make {range} local to this machine: {cause}; run as root, or with CAP_NET_ADMIN, or use a pod range in 127.0.0.0/8")]
+    #[error(
+        "cannot make {range} local to this machine: {cause}; run as root, or with CAP_NET_ADMIN, or use a pod range in 127.0.0.0/8"
+    )]
     Netlink {
         /// Range.
         range: Cidr,

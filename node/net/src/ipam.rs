@@ -148,9 +148,13 @@ mod tests {
         let mut ipam = range("10.42.0.0/24");
         assert!(ipam.adopt("a", "10.42.0.9".parse().unwrap()));
         assert!(ipam.adopt("a", "10.42.0.9".parse().unwrap()));
-        for (owner, address) in
-            [("b", "10.42.0.9"), ("a", "10.42.0.10"), ("b", "10.42.1.9"), ("b", "10.42.0.0"), ("b", "10.42.0.255")]
-        {
+        for (owner, address) in [
+            ("b", "10.42.0.9"),
+            ("a", "10.42.0.10"),
+            ("b", "10.42.1.9"),
+            ("b", "10.42.0.0"),
+            ("b", "10.42.0.255"),
+        ] {
             assert!(!ipam.adopt(owner, address.parse().unwrap()), "{owner} {address}");
         }
         assert_eq!(ipam.allocate("a").unwrap().to_string(), "10.42.0.9");

@@ -55,7 +55,9 @@ fn parse(text: &str) -> Option<SocketAddr> {
         8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
         32 => {
             let words = [word(0)?, word(1)?, word(2)?, word(3)?];
-            IpAddr::V6(Ipv6Addr::from_bits(words.concat().iter().fold(0, |bits, byte| bits << 8 | u128::from(*byte))))
+            IpAddr::V6(Ipv6Addr::from_bits(
+                words.concat().iter().fold(0, |bits, byte| bits << 8 | u128::from(*byte)),
+            ))
         }
         _ => return None,
     };

@@ -35,7 +35,8 @@ pub fn resolve(table: &Table, pods: &[Cidr], namespace: &str, name: &str) -> Ans
         if is_localhost(&name) {
             return Answer::Own;
         }
-        let found = candidates(namespace, &name).into_iter().find_map(|candidate| lookup(table, pods, &candidate));
+        let found =
+            candidates(namespace, &name).into_iter().find_map(|candidate| lookup(table, pods, &candidate));
         match found {
             Some(Found::Addresses(addresses)) => return Answer::Addresses(addresses),
             Some(Found::Alias(alias)) => name = alias.to_ascii_lowercase(),
@@ -43,7 +44,11 @@ pub fn resolve(table: &Table, pods: &[Cidr], namespace: &str, name: &str) -> Ans
                 let absolute = name.trim_end_matches('.');
                 let inside = absolute == CLUSTER_DOMAIN || absolute.ends_with(&format!(".{CLUSTER_DOMAIN}"));
                 let plausible = !absolute.is_empty() && absolute.len() <= 253;
-                return if inside || !plausible { Answer::Unknown } else { Answer::Outside(absolute.to_owned()) };
+                return if inside || !plausible {
+                    Answer::Unknown
+                } else {
+                    Answer::Outside(absolute.to_owned())
+                };
             }
         }
     }
@@ -99,7 +104,8 @@ fn lookup(table: &Table, pods: &[Cidr], absolute: &str) -> Option<Found> {
                 Some(hostname) => hostname == host,
                 None => dashed(host) == Some(*address),
             };
-            let addresses: Vec<IpAddr> = entry.endpoints.iter().filter(named).map(|(_, address)| *address).collect();
+            let addresses: Vec<IpAddr> =
+                entry.endpoints.iter().filter(named).map(|(_, address)| *address).collect();
             (!addresses.is_empty()).then_some(Found::Addresses(addresses))
         }
         [host, _, "pod"] => {

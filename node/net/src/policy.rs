@@ -48,7 +48,11 @@ impl std::str::FromStr for Pattern {
 fn split(text: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']')?;
-        return if rest.is_empty() { Some((host, None)) } else { Some((host, Some(rest.strip_prefix(':')?))) };
+        return if rest.is_empty() {
+            Some((host, None))
+        } else {
+            Some((host, Some(rest.strip_prefix(':')?)))
+        };
     }
     if text.matches(':').count() > 1 {
         return Some((text, None));
@@ -69,7 +73,8 @@ impl HostPattern {
             return host.parse().ok().map(Self::Range);
         }
         let plain = |name: &str| {
-            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+            !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
         };
         match host.strip_prefix("*.") {
             Some(suffix) => plain(suffix).then(|| Self::Suffix(format!(".{suffix}"))),
@@ -82,7 +87,9 @@ impl HostPattern {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// No pattern allows it.
-    #[error("{target} is outside the cluster and not allowed; add {suggestion:?} to the annotation ketch.dev/outbound")]
+    #[error(
+        "{target} is outside the cluster and not allowed; add {suggestion:?} to the annotation ketch.dev/outbound"
+    )]
     NotAllowed {
         /// Where to.
         target: String,
@@ -90,7 +97,9 @@ pub enum Denied {
         suggestion: String,
     },
     /// It is protected.
-    #[error("{target} is {what}, which wildcards and names do not reach; if it is meant, add {suggestion:?} to the annotation ketch.dev/outbound")]
+    #[error(
+        "{target} is {what}, which wildcards and names do not reach; if it is meant, add {suggestion:?} to the annotation ketch.dev/outbound"
+    )]
     Protected {
         /// Where to.
         target: String,
@@ -129,7 +138,11 @@ impl Policy {
         let named = patterns.iter().any(|pattern| pattern.names(address, target.port(), names));
         if let Some(what) = self.protected(SocketAddr::new(address, target.port())) {
             let suggestion = SocketAddr::new(address, target.port()).to_string();
-            return if named { Ok(()) } else { Err(Denied::Protected { target: target.to_string(), what, suggestion }) };
+            return if named {
+                Ok(())
+            } else {
+                Err(Denied::Protected { target: target.to_string(), what, suggestion })
+            };
         }
         if self.cluster.iter().any(|range| range.contains(address)) {
             return Ok(());
@@ -172,7 +185,11 @@ impl Policy {
         if control_plane || self.protected(frontend).is_some() {
             let suggestion = format!("{name}.{namespace}.svc:{port}");
             let what = "the cluster's control plane";
-            return Err(Denied::Protected { target: format!("Service {namespace}/{name}"), what, suggestion });
+            return Err(Denied::Protected {
+                target: format!("Service {namespace}/{name}"),
+                what,
+                suggestion,
+            });
         }
         self.check(patterns, endpoint, &[])
     }
@@ -180,7 +197,8 @@ impl Policy {
     /// What makes an address protected, if anything.
     fn protected(&self, target: SocketAddr) -> Option<&'static str> {
         let address = target.ip();
-        if self.control_plane.iter().any(|one| canonical(one.ip()) == address && one.port() == target.port()) {
+        if self.control_plane.iter().any(|one| canonical(one.ip()) == address && one.port() == target.port())
+        {
             return Some("the cluster's control plane");
         }
         // In an unprivileged cluster pods have loopback addresses.
@@ -236,7 +254,8 @@ impl Pattern {
         match &self.host {
             HostPattern::Range(range) => range.contains(address) && is_narrow(range),
             HostPattern::Name(host) if host == "localhost" => {
-                address.is_loopback() && (names.is_empty() || names.iter().any(|name| normal(name) == "localhost"))
+                address.is_loopback()
+                    && (names.is_empty() || names.iter().any(|name| normal(name) == "localhost"))
             }
             _ => false,
         }
@@ -271,7 +290,9 @@ pub fn canonical(address: IpAddr) -> IpAddr {
         // ::ffff:0:0/96 mapped, and ::ffff:0:0:0/96 translated (SIIT).
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => v4(high, low),
         // ::/96 compatible, but :: and ::1 are themselves.
-        [0, 0, 0, 0, 0, 0, high, low] if v6 != Ipv6Addr::UNSPECIFIED && v6 != Ipv6Addr::LOCALHOST => v4(high, low),
+        [0, 0, 0, 0, 0, 0, high, low] if v6 != Ipv6Addr::UNSPECIFIED && v6 != Ipv6Addr::LOCALHOST => {
+            v4(high, low)
+        }
         // 64:ff9b::/96 well-known and 64:ff9b:1::/48 local NAT64.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x64, 0xff9b, 1, _, _, _, high, low] => v4(high, low),
         // 2002::/16 6to4.
@@ -296,7 +317,9 @@ fn is_link_local(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         // fec0::/10, site-local, is long deprecated and still routed nowhere else.
-        IpAddr::V6(v6) => matches!(v6.segments(), [first, ..] if first & 0xffc0 == 0xfe80 || first & 0xffc0 == 0xfec0),
+        IpAddr::V6(v6) => {
+            matches!(v6.segments(), [first, ..] if first & 0xffc0 == 0xfe80 || first & 0xffc0 == 0xfec0)
+        }
     }
 }
 

@@ -111,13 +111,19 @@ impl Table {
         let listed = spec.cluster_ips.clone().or_else(|| spec.cluster_ip.clone().map(|ip| vec![ip]));
         let addresses: Vec<IpAddr> = listed.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
         let external = spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok());
-        let balancer = service.status.iter().flat_map(|s| s.load_balancer.iter()).flat_map(|b| b.ingress.iter().flatten());
+        let balancer = service
+            .status
+            .iter()
+            .flat_map(|s| s.load_balancer.iter())
+            .flat_map(|b| b.ingress.iter().flatten());
         let balancer = balancer.filter_map(|ingress| ingress.ip.as_deref()?.parse().ok());
         let sticky = spec.session_affinity.as_deref() == Some("ClientIP");
         let fronts: Vec<IpAddr> = addresses.iter().copied().chain(external).chain(balancer).collect();
         let mut ports = Vec::new();
         for port in spec.ports.iter().flatten() {
-            let (Some(entry), Some(endpoints)) = (entry_port(port), endpoints(port, slices)) else { continue };
+            let (Some(entry), Some(endpoints)) = (entry_port(port), endpoints(port, slices)) else {
+                continue;
+            };
             for address in &fronts {
                 let frontend = Frontend { service: key.clone(), endpoints: endpoints.clone(), sticky };
                 self.frontends.insert((SocketAddr::new(*address, entry.number), entry.transport), frontend);
@@ -143,7 +149,13 @@ impl Table {
     /// Where a connection of `client` to `target` goes. `turn` is a counter of the caller's: endpoints take
     /// turns. A Service with session affinity always gives a client the same endpoint while its endpoints
     /// stay the same, and moves as few clients as possible when they change (rendezvous hashing).
-    pub fn choose(&self, client: IpAddr, target: SocketAddr, transport: Transport, turn: usize) -> Choice<'_> {
+    pub fn choose(
+        &self,
+        client: IpAddr,
+        target: SocketAddr,
+        transport: Transport,
+        turn: usize,
+    ) -> Choice<'_> {
         let Some(frontend) = self.frontends.get(&(target, transport)) else { return Choice::NotService };
         let endpoints = &frontend.endpoints;
         let chosen = if frontend.sticky {
@@ -184,7 +196,8 @@ fn entry_port(port: &ServicePort) -> Option<EntryPort> {
 
 /// Endpoints in use: the ready ones, else, while a rollout ends the last of them, those that still serve.
 fn usable<'a>(slices: &[&'a EndpointSlice]) -> Vec<(&'a EndpointSlice, &'a Endpoint)> {
-    let all = || slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (*slice, endpoint)));
+    let all =
+        || slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |endpoint| (*slice, endpoint)));
     let ready = |e: &Endpoint| e.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
     let serving = |e: &Endpoint| {
         e.conditions.as_ref().is_some_and(|c| c.serving.unwrap_or(true) && c.terminating.unwrap_or(false))
@@ -200,7 +213,8 @@ fn endpoints(port: &ServicePort, slices: &[&EndpointSlice]) -> Option<Vec<Socket
     for (slice, endpoint) in usable(slices) {
         let ports = slice.ports.as_deref().unwrap_or_default();
         let target = ports.iter().find(|one| {
-            one.name.as_deref().unwrap_or_default() == name && Transport::parse(one.protocol.as_deref()) == Some(transport)
+            one.name.as_deref().unwrap_or_default() == name
+                && Transport::parse(one.protocol.as_deref()) == Some(transport)
         });
         let Some(number) = target.and_then(|one| u16::try_from(one.port?).ok()) else { continue };
         let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
@@ -255,7 +269,13 @@ pub(crate) mod tests {
         Table::build(&services, &slices)
     }
 
-    fn endpoint(table: &Table, client: &str, target: &str, transport: Transport, turn: usize) -> Option<String> {
+    fn endpoint(
+        table: &Table,
+        client: &str,
+        target: &str,
+        transport: Transport,
+        turn: usize,
+    ) -> Option<String> {
         match table.choose(client.parse().unwrap(), target.parse().unwrap(), transport, turn) {
             Choice::Endpoint(_, endpoint) => Some(endpoint.to_string()),
             _ => None,
@@ -275,7 +295,8 @@ pub(crate) mod tests {
     #[test]
     fn affinity_keeps_a_client_and_spreads_clients() {
         let table = table("ClientIP");
-        let at = |client: &str, turn| endpoint(&table, client, "10.43.0.10:80", Transport::Tcp, turn).unwrap();
+        let at =
+            |client: &str, turn| endpoint(&table, client, "10.43.0.10:80", Transport::Tcp, turn).unwrap();
         let mut seen = std::collections::BTreeSet::new();
         for n in 1..50 {
             let client = format!("10.42.1.{n}");
@@ -288,7 +309,9 @@ pub(crate) mod tests {
     #[test]
     fn services_without_endpoints_are_told_from_other_addresses() {
         let table = table("None");
-        let choose = |target: &str| table.choose("10.42.0.2".parse().unwrap(), target.parse().unwrap(), Transport::Tcp, 0);
+        let choose = |target: &str| {
+            table.choose("10.42.0.2".parse().unwrap(), target.parse().unwrap(), Transport::Tcp, 0)
+        };
         assert_eq!(choose("10.43.0.11:80"), Choice::Empty(&("shop".into(), "gone".into())));
         assert_eq!(choose("10.43.0.99:80"), Choice::NotService);
         assert_eq!(choose("10.43.0.10:81"), Choice::NotService);

@@ -32,7 +32,8 @@ pub(super) async fn get(
     let address = SocketAddr::new(ip, port);
     let own = host.is_none_or(|host| host.parse() == Ok(ip));
     if own && let Some(service) = context.services.by_address(address) {
-        let response = service.call(request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))?;
+        let response =
+            service.call(request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))?;
         return Ok(response.status().as_u16());
     }
     over_socket(&authority, request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))
@@ -86,5 +87,8 @@ pub(super) fn port_number(container: &core::Container, port: &IntOrString) -> Re
         IntOrString::Int(number) => number.to_string(),
         IntOrString::String(name) => name.clone(),
     };
-    number.and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0).ok_or_else(|| format!("invalid port: {}", text()))
+    number
+        .and_then(|n| u16::try_from(n).ok())
+        .filter(|n| *n > 0)
+        .ok_or_else(|| format!("invalid port: {}", text()))
 }

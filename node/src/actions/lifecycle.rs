@@ -1,6 +1,10 @@
 //! Ending containers, and their lifecycle hooks.
 
-use std::{net::IpAddr, sync::Arc, time::{Duration, Instant}};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ketch_api::k8s::api::core::v1 as core;
 
@@ -41,7 +45,11 @@ pub(crate) async fn stop(context: Arc<Context>, pod: Arc<core::Pod>, stop: Stop)
             context.event(&pod, reference(&stop.unit), Report::warning("FailedPreStopHook", text));
         }
     }
-    let left = if stop.grace.is_zero() { stop.grace } else { stop.grace.saturating_sub(begun.elapsed()).max(LEAST_GRACE) };
+    let left = if stop.grace.is_zero() {
+        stop.grace
+    } else {
+        stop.grace.saturating_sub(begun.elapsed()).max(LEAST_GRACE)
+    };
     let id = instance(&pod, &stop.unit.name, stop.attempt);
     for (index, entry) in context.runtimes.iter().enumerate() {
         if stop.runtime.is_none_or(|runtime| runtime == index)
@@ -63,7 +71,9 @@ pub(crate) async fn stop(context: Arc<Context>, pod: Arc<core::Pod>, stop: Stop)
 
 /// Runs the `postStart` hook; a failing one fails the start.
 pub(super) async fn post_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<(), Failure> {
-    let Some(hook) = start.unit.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref()) else {
+    let Some(hook) =
+        start.unit.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref())
+    else {
         return Ok(());
     };
     if !is_supported(context, pod, &start.unit, hook) {
@@ -79,10 +89,19 @@ pub(super) async fn post_start(context: &Context, pod: &core::Pod, start: &Start
     Err(Failure { reason: "PostStartHookError", message: text })
 }
 
-async fn run_hook(context: &Context, unit: &Unit, hook: &core::LifecycleHandler, ip: IpAddr) -> Result<(), String> {
+async fn run_hook(
+    context: &Context,
+    unit: &Unit,
+    hook: &core::LifecycleHandler,
+    ip: IpAddr,
+) -> Result<(), String> {
     if let Some(get) = &hook.http_get {
         let status = http::get(context, &unit.container, get, ip).await?;
-        return if status < 400 { Ok(()) } else { Err(format!("HTTP hook failed with statuscode: {status}")) };
+        return if status < 400 {
+            Ok(())
+        } else {
+            Err(format!("HTTP hook failed with statuscode: {status}"))
+        };
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;

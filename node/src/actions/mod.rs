@@ -132,7 +132,8 @@ pub(crate) async fn cleanup(context: Arc<Context>, pod: Arc<core::Pod>, keep: bo
 /// Deletes the object for good, unless it is another one by now.
 pub(crate) async fn delete(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
     let meta = &pod.metadata;
-    let api: Api<core::Pod> = Api::namespaced(context.client.clone(), meta.namespace.as_deref().unwrap_or("default"));
+    let api: Api<core::Pod> =
+        Api::namespaced(context.client.clone(), meta.namespace.as_deref().unwrap_or("default"));
     let params = DeleteParams {
         grace_period_seconds: Some(0),
         preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),

@@ -18,13 +18,22 @@ pub(crate) struct ProbeTarget {
 }
 
 /// Runs a probe once; a failure leaves an event.
-pub(crate) async fn probe(context: Arc<Context>, pod: Arc<core::Pod>, target: ProbeTarget, kind: ProbeKind) -> Done {
+pub(crate) async fn probe(
+    context: Arc<Context>,
+    pod: Arc<core::Pod>,
+    target: ProbeTarget,
+    kind: ProbeKind,
+) -> Done {
     let ProbeTarget { unit, attempt, ip } = target;
     let Some(spec) = unit.probe(kind) else {
         return Done::Outcome(Outcome::Probed(unit.name, attempt, kind, true));
     };
     if let Some(text) = unsupported(&spec.probe) {
-        context.event(&pod, reference(&unit), Report::warning("Unsupported", format!("{} probe: {text}", kind.title())));
+        context.event(
+            &pod,
+            reference(&unit),
+            Report::warning("Unsupported", format!("{} probe: {text}", kind.title())),
+        );
         // A container is not restarted for a question that cannot be asked, but not called ready either.
         return Done::Outcome(Outcome::Probed(unit.name, attempt, kind, kind != ProbeKind::Readiness));
     }

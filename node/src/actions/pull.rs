@@ -20,7 +20,11 @@ pub(crate) async fn pull(context: Arc<Context>, pod: Arc<core::Pod>, unit: Unit)
             let image = unit.container.image.as_deref().unwrap_or_default();
             let text = format!("Failed to pull image \"{image}\": {}", failure.message);
             context.event(&pod, reference(&unit), Report::warning("Failed", text));
-            context.event(&pod, reference(&unit), Report::warning("Failed", format!("Error: {}", failure.reason)));
+            context.event(
+                &pod,
+                reference(&unit),
+                Report::warning("Failed", format!("Error: {}", failure.reason)),
+            );
             if failure.reason == "ErrImagePull" {
                 let text = format!("Back-off pulling image \"{image}\"");
                 context.event(&pod, reference(&unit), Report::normal("BackOff", text));
@@ -78,7 +82,8 @@ fn is_wasm(manifest: &[u8]) -> bool {
     let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap_or_default();
     let layers = manifest.get("layers").and_then(|layers| layers.as_array()).cloned().unwrap_or_default();
     let config = manifest.get("config").cloned().unwrap_or_default();
-    let types = layers.into_iter().chain([config]).filter_map(|one| Some(one.get("mediaType")?.as_str()?.to_owned()));
+    let types =
+        layers.into_iter().chain([config]).filter_map(|one| Some(one.get("mediaType")?.as_str()?.to_owned()));
     types.into_iter().any(|one| {
         one == wasm::LAYER_MEDIA_TYPE
             || one == wasm::CONFIG_MEDIA_TYPE

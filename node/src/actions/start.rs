@@ -1,6 +1,11 @@
 //! Starting a container.
 
-use std::{net::{IpAddr, SocketAddr}, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use ketch_api::{k8s::api::core::v1 as core, names, quantity::Quantity};
 use ketch_runtime::{ContainerSpec, Error, Image, Mount, PodId, PodSandbox, Port, Protocol, Reuse};
@@ -35,16 +40,25 @@ pub(crate) async fn start(context: Arc<Context>, pod: Arc<core::Pod>, start: Sta
 
 async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<(), Failure> {
     let name = &start.unit.name;
-    let runtime = context.runtime(start.runtime).ok_or_else(|| config("the container's runtime is gone".to_owned()))?;
+    let runtime =
+        context.runtime(start.runtime).ok_or_else(|| config("the container's runtime is gone".to_owned()))?;
     let spec = container_spec(context, pod, start).await?;
     runtime.create_pod(sandbox(pod, start.ip)).await.map_err(|error| failure(&error))?;
-    context.event(pod, reference(&start.unit), Report::normal("Created", format!("Created container: {name}")));
+    context.event(
+        pod,
+        reference(&start.unit),
+        Report::normal("Created", format!("Created container: {name}")),
+    );
     let (id, port) = (spec.id.clone(), http_port(&spec));
     runtime.start(&PodId(uid(pod).to_owned()), spec).await.map_err(|error| failure(&error))?;
     if let Some(service) = context.http(start.runtime, &id) {
         context.services.insert(SocketAddr::new(start.ip, port), id, service);
     }
-    context.event(pod, reference(&start.unit), Report::normal("Started", format!("Started container {name}")));
+    context.event(
+        pod,
+        reference(&start.unit),
+        Report::normal("Started", format!("Started container {name}")),
+    );
     lifecycle::post_start(context, pod, start).await
 }
 

@@ -29,7 +29,8 @@ pub(super) async fn summary(State(context): State<Arc<Context>>) -> Json<Value> 
     let time = Timestamp::now().to_string();
     let facts = host::Facts::read(&context.root);
     let stats = |sample: &Sample| {
-        let earlier = before.iter().find(|one| one.id == sample.id).map_or(sample.usage.cpu, |one| one.usage.cpu);
+        let earlier =
+            before.iter().find(|one| one.id == sample.id).map_or(sample.usage.cpu, |one| one.usage.cpu);
         let rate = sample.usage.cpu.saturating_sub(earlier).as_nanos() * 1_000 / WINDOW.as_millis();
         (sample.pod, rate, sample.usage, sample.name.clone())
     };
@@ -37,8 +38,10 @@ pub(super) async fn summary(State(context): State<Arc<Context>>) -> Json<Value> 
     let nanos = |cpu: Duration| u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
     let figures = |rate: u128, cpu: Duration, memory: u64| {
         let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        (json!({ "time": time, "usageNanoCores": rate, "usageCoreNanoSeconds": nanos(cpu) }),
-         json!({ "time": time, "workingSetBytes": memory, "usageBytes": memory, "rssBytes": memory }))
+        (
+            json!({ "time": time, "usageNanoCores": rate, "usageCoreNanoSeconds": nanos(cpu) }),
+            json!({ "time": time, "workingSetBytes": memory, "usageBytes": memory, "rssBytes": memory }),
+        )
     };
     let described = pods.iter().enumerate().map(|(index, pod)| {
         let own: Vec<_> = stats.iter().filter(|(at, ..)| *at == index).collect();

@@ -48,11 +48,12 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Built, String> {
     let mut values: BTreeMap<String, String> = BTreeMap::new();
     let mut order: Vec<String> = Vec::new();
     let mut skipped = Vec::new();
-    let set = |order: &mut Vec<String>, values: &mut BTreeMap<String, String>, name: String, value: String| {
-        if values.insert(name.clone(), value).is_none() {
-            order.push(name);
-        }
-    };
+    let set =
+        |order: &mut Vec<String>, values: &mut BTreeMap<String, String>, name: String, value: String| {
+            if values.insert(name.clone(), value).is_none() {
+                order.push(name);
+            }
+        };
     for (name, value) in &inputs.services {
         set(&mut order, &mut values, name.clone(), value.clone());
     }
@@ -68,9 +69,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Built, String> {
     }
     for one in inputs.container.env.iter().flatten() {
         let value = match (&one.value, &one.value_from) {
-            (Some(value), _) if !value.is_empty() => {
-                expand_with(value, &|name| values.get(name).cloned())
-            }
+            (Some(value), _) if !value.is_empty() => expand_with(value, &|name| values.get(name).cloned()),
             (_, Some(from)) => match from_one(inputs, from)? {
                 Some(value) => value,
                 None => continue,
@@ -115,7 +114,13 @@ fn from_one(inputs: &Inputs<'_>, from: &core::EnvVarSource) -> Result<Option<Str
     Err("valueFrom of a kind that is not supported on this node".to_owned())
 }
 
-fn key(inputs: &Inputs<'_>, kind: Kind, name: &str, key: &str, optional: Option<bool>) -> Result<Option<String>, String> {
+fn key(
+    inputs: &Inputs<'_>,
+    kind: Kind,
+    name: &str,
+    key: &str,
+    optional: Option<bool>,
+) -> Result<Option<String>, String> {
     let namespace = inputs.pod.metadata.namespace.as_deref().unwrap_or("default");
     match inputs.found.get(&(kind, name.to_owned())).and_then(Option::as_ref).map(|data| data.get(key)) {
         Some(Some(value)) => Ok(Some(String::from_utf8_lossy(value).into_owned())),
@@ -173,7 +178,9 @@ pub(super) fn api_env(host: &str, port: u16) -> Vec<(String, String)> {
 
 /// Variables of one Service, in the form Docker links had.
 pub(super) fn link_env(name: &str, entry: &Entry) -> Vec<(String, String)> {
-    let (Some(address), Some(first)) = (entry.addresses.first(), entry.ports.first()) else { return Vec::new() };
+    let (Some(address), Some(first)) = (entry.addresses.first(), entry.ports.first()) else {
+        return Vec::new();
+    };
     let (upper, host) = (variable(name), address.to_string());
     let mut env = vec![
         (format!("{upper}_SERVICE_HOST"), host.clone()),
@@ -260,8 +267,12 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_as_upstream_does() {
-        let from = |from: serde_json::Value| env(json!({"env": [{"name": "X", "valueFrom": from}]})).unwrap_err();
-        assert_eq!(from(json!({"configMapKeyRef": {"name": "none", "key": "k"}})), "configmap \"none\" not found");
+        let from =
+            |from: serde_json::Value| env(json!({"env": [{"name": "X", "valueFrom": from}]})).unwrap_err();
+        assert_eq!(
+            from(json!({"configMapKeyRef": {"name": "none", "key": "k"}})),
+            "configmap \"none\" not found"
+        );
         assert_eq!(
             from(json!({"secretKeyRef": {"name": "key", "key": "k"}})),
             "couldn't find key k in Secret shop/key"
@@ -290,7 +301,11 @@ mod tests {
     fn services_have_link_variables() {
         let entry = Entry {
             addresses: vec!["10.43.0.10".parse().unwrap()],
-            ports: vec![ketch_net::services::EntryPort { name: "http".into(), number: 80, transport: Transport::Tcp }],
+            ports: vec![ketch_net::services::EntryPort {
+                name: "http".into(),
+                number: 80,
+                transport: Transport::Tcp,
+            }],
             ..Entry::default()
         };
         let env: BTreeMap<String, String> = link_env("my-web", &entry).into_iter().collect();

@@ -36,7 +36,10 @@ pub(crate) async fn resolve(
     let place = context.place(Some(ip));
     let built = build(&Inputs { pod, container, place: &place, services, found: &found }).map_err(failure)?;
     if !built.skipped.is_empty() {
-        let text = format!("Keys [{}] from the container's envFrom were skipped since they are not valid names", built.skipped.join(", "));
+        let text = format!(
+            "Keys [{}] from the container's envFrom were skipped since they are not valid names",
+            built.skipped.join(", ")
+        );
         context.event(pod, None, Report::warning("InvalidEnvironmentVariableNames", text));
     }
     Ok(built.env)

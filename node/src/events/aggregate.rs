@@ -82,10 +82,17 @@ impl Aggregator {
         };
         if let Some(seen) = self.seen.get_mut(&key) {
             seen.count = seen.count.saturating_add(1);
-            return Some(Write { note, name: seen.name.clone(), count: seen.count, first: seen.first, last: now });
+            return Some(Write {
+                note,
+                name: seen.name.clone(),
+                count: seen.count,
+                first: seen.first,
+                last: now,
+            });
         }
         // Upstream's form: the object's name and the time in hexadecimal.
-        let name = format!("{}.{:x}", text(&note.object.name), now.as_nanosecond() + self.order.len() as i128);
+        let name =
+            format!("{}.{:x}", text(&note.object.name), now.as_nanosecond() + self.order.len() as i128);
         self.remember(key, Seen { name: name.clone(), count: 1, first: now });
         Some(Write { note, name, count: 1, first: now, last: now })
     }
@@ -121,7 +128,8 @@ mod tests {
     use super::*;
 
     fn note(reason: &'static str) -> Note {
-        let object = ObjectReference { name: Some("web".into()), uid: Some("u".into()), ..Default::default() };
+        let object =
+            ObjectReference { name: Some("web".into()), uid: Some("u".into()), ..Default::default() };
         Note { object, warning: false, reason, message: "m".into() }
     }
 

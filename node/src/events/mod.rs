@@ -46,7 +46,12 @@ impl Recorder {
     }
 }
 
-async fn write(client: kube::Client, node: Arc<str>, mut notes: mpsc::Receiver<Note>, stop: CancellationToken) {
+async fn write(
+    client: kube::Client,
+    node: Arc<str>,
+    mut notes: mpsc::Receiver<Note>,
+    stop: CancellationToken,
+) {
     let mut aggregator = Aggregator::default();
     let mut batch = Vec::new();
     loop {
@@ -82,7 +87,9 @@ async fn send(client: &kube::Client, node: &str, write: Write) {
         let sent = api.patch(&write.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         match sent {
             // It expired: begin anew.
-            Err(kube::Error::Api(status)) if status.code == 404 => create(&api, node, &namespace, &write).await,
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                create(&api, node, &namespace, &write).await
+            }
             other => other.map(|_| ()),
         }
     } else {
@@ -93,7 +100,12 @@ async fn send(client: &kube::Client, node: &str, write: Write) {
     }
 }
 
-async fn create(api: &Api<core::Event>, node: &str, namespace: &str, write: &Write) -> Result<(), kube::Error> {
+async fn create(
+    api: &Api<core::Event>,
+    node: &str,
+    namespace: &str,
+    write: &Write,
+) -> Result<(), kube::Error> {
     let note = &write.note;
     let event = core::Event {
         metadata: ObjectMeta {
@@ -108,7 +120,10 @@ async fn create(api: &Api<core::Event>, node: &str, namespace: &str, write: &Wri
         count: Some(write.count),
         first_timestamp: Some(Time(write.first)),
         last_timestamp: Some(Time(write.last)),
-        source: Some(core::EventSource { component: Some("kubelet".to_owned()), host: Some(node.to_owned()) }),
+        source: Some(core::EventSource {
+            component: Some("kubelet".to_owned()),
+            host: Some(node.to_owned()),
+        }),
         reporting_component: Some("kubelet".to_owned()),
         reporting_instance: Some(node.to_owned()),
         ..core::Event::default()

@@ -66,7 +66,8 @@ impl PolicyImages {
     }
 
     fn recall(&self, reference: &str) -> Option<Manifest> {
-        let remembered: Remembered = serde_json::from_slice(&std::fs::read(self.file(reference)).ok()?).ok()?;
+        let remembered: Remembered =
+            serde_json::from_slice(&std::fs::read(self.file(reference)).ok()?).ok()?;
         Some(Manifest { digest: remembered.digest, bytes: remembered.manifest.into() })
     }
 
@@ -101,7 +102,9 @@ impl ImageSource for PolicySource {
             return Ok(manifest);
         }
         if self.policy == Policy::Never {
-            let text = format!("ErrImageNeverPull: container image {reference:?} is not present with pull policy of Never");
+            let text = format!(
+                "ErrImageNeverPull: container image {reference:?} is not present with pull policy of Never"
+            );
             return Err(Error::Pull(text));
         }
         let manifest = self.images.source.manifest(reference).await?;
@@ -113,7 +116,9 @@ impl ImageSource for PolicySource {
 
     async fn blob(&self, reference: &str, digest: &str, size: u64, path: &Path) -> Result<(), Error> {
         if self.policy == Policy::Never {
-            let text = format!("ErrImageNeverPull: blob {digest} of {reference:?} is not present with pull policy of Never");
+            let text = format!(
+                "ErrImageNeverPull: blob {digest} of {reference:?} is not present with pull policy of Never"
+            );
             return Err(Error::Pull(text));
         }
         self.images.source.blob(reference, digest, size, path).await

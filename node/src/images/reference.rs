@@ -28,7 +28,9 @@ impl Reference {
             None => (rest, None),
         };
         let (host, path) = match name.split_once('/') {
-            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (first, path.to_owned()),
+            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
+                (first, path.to_owned())
+            }
             Some(_) => ("docker.io", name.to_owned()),
             None => ("docker.io", format!("library/{name}")),
         };
@@ -36,7 +38,8 @@ impl Reference {
             return Err(invalid("a registry is a host name with an optional port"));
         }
         let good = |part: &str| {
-            let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+            let inner =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
             !part.is_empty() && part.chars().all(inner) && !part.starts_with(['.', '_', '-'])
         };
         if !path.split('/').all(good) || name.is_empty() {
@@ -86,7 +89,9 @@ impl Reference {
 fn is_host(text: &str) -> bool {
     let (name, port) = text.split_once(':').unwrap_or((text, "1"));
     let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
-    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(inner) && port.parse::<u16>().is_ok()
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(inner)
+        && port.parse::<u16>().is_ok()
 }
 
 /// `sha256:` and 64 hexadecimal digits.
@@ -112,7 +117,9 @@ mod tests {
         ] {
             assert_eq!(Reference::parse(text).unwrap().title(), expected, "{text}");
         }
-        for bad in ["", "UPPER", "a//b", "a:b:c/d", "web:", "web@sha256:1", "web: x", "../x", "ketch.local/", "a/b@"] {
+        for bad in
+            ["", "UPPER", "a//b", "a:b:c/d", "web:", "web@sha256:1", "web: x", "../x", "ketch.local/", "a/b@"]
+        {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
         }
     }

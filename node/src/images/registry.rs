@@ -65,7 +65,11 @@ impl Registries {
     async fn get(&self, reference: &Reference, path: &str) -> Result<Response<Body>, Error> {
         let path = format!("/v2/{}/{path}", reference.repository);
         let asked = async {
-            if reference.is_local() { self.get_local(&path).await } else { self.get_remote(reference, &path).await }
+            if reference.is_local() {
+                self.get_local(&path).await
+            } else {
+                self.get_remote(reference, &path).await
+            }
         };
         match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(response)) => Ok(response),
@@ -78,7 +82,8 @@ impl Registries {
         let request = |builder: http::request::Builder| builder.uri(path).header(header::ACCEPT, ACCEPT);
         match &self.local {
             LocalRegistry::Router(router, identity) => {
-                let mut request = request(Request::builder()).body(Body::empty()).map_err(|error| error.to_string())?;
+                let mut request =
+                    request(Request::builder()).body(Body::empty()).map_err(|error| error.to_string())?;
                 identity(request.extensions_mut());
                 router.clone().oneshot(request).await.map_err(|never| match never {})
             }
@@ -145,7 +150,8 @@ impl Registries {
                 return Ok(response);
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            let next = location.and_then(|location| url.join(location).ok()).ok_or("a redirect without a target")?;
+            let next =
+                location.and_then(|location| url.join(location).ok()).ok_or("a redirect without a target")?;
             if url.scheme() == "https" && next.scheme() != "https" {
                 return Err(format!("a redirect from HTTPS to {next}"));
             }
@@ -182,7 +188,11 @@ impl ImageSource for Registries {
             None => Ok(manifest),
             Some(Some(digest)) => self.fetch_manifest(&reference, &digest).await,
             Some(None) => {
-                let text = format!("{}: the image has no variant for Wasm or linux/{}", reference.title(), crate::host::architecture());
+                let text = format!(
+                    "{}: the image has no variant for Wasm or linux/{}",
+                    reference.title(),
+                    crate::host::architecture()
+                );
                 Err(Error::Image(text))
             }
         }
@@ -213,11 +223,15 @@ fn refused(reference: &Reference, status: StatusCode) -> Error {
             "manifest unknown: {title}: nothing was pushed under this name; push it first with \
              `ketch deploy FILE.wasm` or any OCI client"
         ),
-        StatusCode::NOT_FOUND => format!("manifest unknown: {title}: the registry has no such image; check name and tag"),
+        StatusCode::NOT_FOUND => {
+            format!("manifest unknown: {title}: the registry has no such image; check name and tag")
+        }
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             format!("{title}: access denied ({status}); the image does not exist or is not public")
         }
-        StatusCode::TOO_MANY_REQUESTS => format!("{title}: the registry limits requests ({status}); it is tried again later"),
+        StatusCode::TOO_MANY_REQUESTS => {
+            format!("{title}: the registry limits requests ({status}); it is tried again later")
+        }
         _ => format!("{title}: the registry answered {status}"),
     };
     Error::Pull(text)
@@ -232,7 +246,8 @@ fn platform(manifest: &[u8]) -> Option<Option<String>> {
     };
     let is_wasm = |entry: &&serde_json::Value| text(entry, "/platform/architecture") == "wasm";
     let is_native = |entry: &&serde_json::Value| {
-        text(entry, "/platform/architecture") == crate::host::architecture() && text(entry, "/platform/os") == "linux"
+        text(entry, "/platform/architecture") == crate::host::architecture()
+            && text(entry, "/platform/os") == "linux"
     };
     let chosen = entries.iter().find(is_wasm).or_else(|| entries.iter().find(is_native));
     Some(chosen.map(|entry| text(entry, "/digest")).filter(|digest| is_digest(digest)))
@@ -289,12 +304,14 @@ mod tests {
         let router = axum::Router::new()
             .route("/v2/default/web/manifests/{version}", get(manifest))
             .route("/v2/default/web/blobs/{digest}", get(blob));
-        let marked = axum::middleware::from_fn(|request: axum::extract::Request, next: axum::middleware::Next| async {
-            match request.extensions().get::<u8>() {
-                Some(7) => Ok(next.run(request).await),
-                _ => Err(StatusCode::UNAUTHORIZED),
-            }
-        });
+        let marked = axum::middleware::from_fn(
+            |request: axum::extract::Request, next: axum::middleware::Next| async {
+                match request.extensions().get::<u8>() {
+                    Some(7) => Ok(next.run(request).await),
+                    _ => Err(StatusCode::UNAUTHORIZED),
+                }
+            },
+        );
         let identity: Identity = Arc::new(|extensions| {
             extensions.insert(7_u8);
         });
@@ -318,9 +335,11 @@ mod tests {
         let reference = "ketch.local/default/web:1";
         registry().blob(reference, &digest, 5, &path).await.unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"hello");
-        for (digest, size, word) in
-            [(digest.as_str(), 4, "larger"), (&digest, 6, "its manifest says 6"), (&format!("sha256:{}", "1".repeat(64)), 5, "digest")]
-        {
+        for (digest, size, word) in [
+            (digest.as_str(), 4, "larger"),
+            (&digest, 6, "its manifest says 6"),
+            (&format!("sha256:{}", "1".repeat(64)), 5, "digest"),
+        ] {
             let error = registry().blob(reference, digest, size, &path).await.unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
             assert!(!path.exists(), "a bad blob is removed");

@@ -120,7 +120,10 @@ mod tests {
     #[test]
     fn times_since_and_limits_are_kept() {
         let query = Query { timestamps: true, ..Query::default() };
-        assert!(read(&query).starts_with("2026-01-01T00:00:01.000000000Z one\n2026-01-01T00:00:02.000000000Z two and"));
+        assert!(
+            read(&query)
+                .starts_with("2026-01-01T00:00:01.000000000Z one\n2026-01-01T00:00:02.000000000Z two and")
+        );
         let since = "2026-01-01T00:00:02Z".parse().ok();
         assert_eq!(read(&Query { since, ..Query::default() }), "two and a half\n\nnot a CRI line\n");
         assert_eq!(read(&Query { limit: Some(6), ..Query::default() }), "one\ntw");

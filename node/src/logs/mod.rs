@@ -35,7 +35,8 @@ pub(crate) fn file(root: &Path, pod: &core::Pod, container: &str, attempt: u32) 
 pub(crate) fn attempts(root: &Path, pod: &core::Pod, container: &str) -> Vec<u32> {
     let entries = std::fs::read_dir(pod_dir(root, pod).join(container)).into_iter().flatten().flatten();
     let number = |name: String| name.strip_suffix(".log")?.parse().ok();
-    let mut found: Vec<u32> = entries.filter_map(|entry| number(entry.file_name().to_string_lossy().into_owned())).collect();
+    let mut found: Vec<u32> =
+        entries.filter_map(|entry| number(entry.file_name().to_string_lossy().into_owned())).collect();
     found.sort_unstable();
     found
 }

@@ -65,7 +65,10 @@ impl Reader {
 
     /// The next piece; `None` at the end. `live` tells whether the container still runs. Cancel-safe: what
     /// was read is kept.
-    pub(crate) async fn next(&mut self, live: &(dyn Fn() -> bool + Send + Sync)) -> Option<io::Result<Bytes>> {
+    pub(crate) async fn next(
+        &mut self,
+        live: &(dyn Fn() -> bool + Send + Sync),
+    ) -> Option<io::Result<Bytes>> {
         while !self.done {
             match self.read() {
                 Ok(bytes) if !bytes.is_empty() => return Some(Ok(bytes)),
@@ -145,7 +148,9 @@ impl Reader {
 
     fn take_lines(&mut self, out: &mut Vec<u8>) {
         let mut start = 0;
-        while let Some(length) = self.pending.get(start..).and_then(|rest| rest.iter().position(|b| *b == b'\n')) {
+        while let Some(length) =
+            self.pending.get(start..).and_then(|rest| rest.iter().position(|b| *b == b'\n'))
+        {
             self.formatter.add(self.pending.get(start..start + length).unwrap_or_default(), out);
             start += length + 1;
             if self.formatter.is_full() {
@@ -282,7 +287,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = rotated_log(dir.path());
         assert_eq!(all(&path, &Query::default()).await, expected(0..5_003));
-        for (tail, from) in [(0, 5_003), (1, 5_002), (3, 5_000), (4, 4_999), (4_993, 10), (4_994, 9), (9_999, 0)] {
+        for (tail, from) in
+            [(0, 5_003), (1, 5_002), (3, 5_000), (4, 4_999), (4_993, 10), (4_994, 9), (9_999, 0)]
+        {
             let query = Query { tail: Some(tail), ..Query::default() };
             assert_eq!(all(&path, &query).await, expected(from..5_003), "tail {tail}");
         }

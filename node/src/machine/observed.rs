@@ -200,7 +200,8 @@ impl UnitState {
 
     /// Running, and past its startup probe.
     pub fn started(&self, unit: &Unit) -> bool {
-        matches!(self.phase, Phase::Running { .. }) && (unit.startup.is_none() || self.startup.passes(ProbeKind::Startup))
+        matches!(self.phase, Phase::Running { .. })
+            && (unit.startup.is_none() || self.startup.passes(ProbeKind::Startup))
     }
 
     /// Takes traffic: started, and its readiness probe, when it has one, passes.
@@ -371,7 +372,9 @@ impl Observed {
         }
         unit.phase = match result {
             Ok(()) => Phase::Running { since: now },
-            Err(failure) => Phase::Unstartable(failure, now.checked_add(Duration::from_secs(2)).unwrap_or(now)),
+            Err(failure) => {
+                Phase::Unstartable(failure, now.checked_add(Duration::from_secs(2)).unwrap_or(now))
+            }
         };
     }
 
@@ -436,7 +439,8 @@ fn recover_unit(status: core::ContainerStatus, now: Timestamp) -> UnitState {
             finished: now,
             code: 137,
             reason: LOST.to_owned(),
-            message: "The container was running when the node stopped and could not be located afterwards".to_owned(),
+            message: "The container was running when the node stopped and could not be located afterwards"
+                .to_owned(),
             attempt,
         });
     } else if unit.last.is_some() {

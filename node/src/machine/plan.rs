@@ -169,7 +169,8 @@ fn probe(
 /// Ends every container: ordinary ones at once, then sidecars from last to first. `None`: all have ended.
 fn stop_all(desired: &Desired, observed: &Observed, now: Timestamp, why: &str) -> Option<Step> {
     let grace = if desired.gone { std::time::Duration::ZERO } else { desired.grace() };
-    let (sidecars, others): (Vec<&Unit>, Vec<&Unit>) = desired.units.iter().partition(|u| u.role == Role::Sidecar);
+    let (sidecars, others): (Vec<&Unit>, Vec<&Unit>) =
+        desired.units.iter().partition(|u| u.role == Role::Sidecar);
     let groups = std::iter::once(others).chain(sidecars.into_iter().rev().map(|unit| vec![unit]));
     for group in groups {
         let mut busy = false;
@@ -186,7 +187,9 @@ fn stop_all(desired: &Desired, observed: &Observed, now: Timestamp, why: &str) -
                 _ => false,
             };
             if stop {
-                let why = format!("Stopping container {}", unit.name) + if why.is_empty() { "" } else { ": " } + why;
+                let why = format!("Stopping container {}", unit.name)
+                    + if why.is_empty() { "" } else { ": " }
+                    + why;
                 return Some(Step::Stop { name: unit.name.clone(), grace, why });
             }
         }

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use ketch_api::k8s::{
-    api::core::v1 as core,
-    apimachinery::pkg::apis::meta::v1::Time,
-};
+use ketch_api::k8s::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::Time};
 
 use super::{
     desired::{Desired, RestartPolicy, Role, Unit},
@@ -72,15 +69,19 @@ fn phase(desired: &Desired, observed: &Observed, before: &core::PodStatus) -> &'
         .map(|unit| (unit, observed.unit(&unit.name)))
         .collect();
     let over = observed.cleaned == Stage::Done;
-    if (over || ended_for_good(desired, observed)) && !desired.units.iter().any(|u| observed.unit(&u.name).live()) {
-        let good = |(_, state): &(&Unit, UnitState)| matches!(&state.phase, Phase::Exited(exit) if exit.code == 0);
+    if (over || ended_for_good(desired, observed))
+        && !desired.units.iter().any(|u| observed.unit(&u.name).live())
+    {
+        let good =
+            |(_, state): &(&Unit, UnitState)| matches!(&state.phase, Phase::Exited(exit) if exit.code == 0);
         return if main.iter().all(good) { "Succeeded" } else { "Failed" };
     }
     if !initialized(desired, observed) || !init_done(desired, observed) {
         return "Pending";
     }
     let begun = |(_, state): &(&Unit, UnitState)| {
-        state.last.is_some() || matches!(state.phase, Phase::Running { .. } | Phase::Stopping { .. } | Phase::Exited(_))
+        state.last.is_some()
+            || matches!(state.phase, Phase::Running { .. } | Phase::Stopping { .. } | Phase::Exited(_))
     };
     if main.iter().all(begun) { "Running" } else { "Pending" }
 }
@@ -163,7 +164,11 @@ fn container_status(
     let kept = |list: &Option<Vec<core::ContainerStatus>>| {
         list.iter().flatten().find(|s| s.name == unit.name).cloned().unwrap_or_default()
     };
-    let kept = if unit.role == Role::Main { kept(&before.container_statuses) } else { kept(&before.init_container_statuses) };
+    let kept = if unit.role == Role::Main {
+        kept(&before.container_statuses)
+    } else {
+        kept(&before.init_container_statuses)
+    };
     core::ContainerStatus {
         container_id: instance.map(id),
         image: unit.container.image.clone().unwrap_or_default(),
@@ -195,7 +200,9 @@ fn crash_looping(
     now: Timestamp,
 ) -> bool {
     let leaving = desired.deleting.is_some() || desired.gone || observed.failed.is_some();
-    !leaving && unit.restart.restarts(exit.code) && state.crash.until(exit.finished).is_some_and(|until| until > now)
+    !leaving
+        && unit.restart.restarts(exit.code)
+        && state.crash.until(exit.finished).is_some_and(|until| until > now)
 }
 
 fn waiting_reason(
@@ -209,7 +216,8 @@ fn waiting_reason(
         Phase::Unpullable { failure, since, .. } => {
             if failure.reason == "ErrImagePull" && pull_failure_shown_until(*since) <= now {
                 let image = unit.container.image.as_deref().unwrap_or_default();
-                let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {}", failure.message);
+                let message =
+                    format!("Back-off pulling image \"{image}\": ErrImagePull: {}", failure.message);
                 return ("ImagePullBackOff", Some(message));
             }
             (failure.reason, Some(failure.message.clone()))
@@ -266,7 +274,12 @@ fn conditions(
     result
 }
 
-fn condition(verdict: Verdict, old: &[core::PodCondition], generation: Option<i64>, now: Timestamp) -> core::PodCondition {
+fn condition(
+    verdict: Verdict,
+    old: &[core::PodCondition],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> core::PodCondition {
     let status = if verdict.holds { "True" } else { "False" };
     let before = old.iter().find(|c| c.type_ == verdict.type_ && c.status == status);
     core::PodCondition {
@@ -323,13 +336,24 @@ fn containers_ready(desired: &Desired, observed: &Observed, phase: &str) -> Verd
 fn pod_ready(desired: &Desired, before: &core::PodStatus, containers: &Verdict) -> Verdict {
     let type_ = "Ready";
     if !containers.holds {
-        return Verdict { type_, holds: false, reason: containers.reason, message: containers.message.clone() };
+        return Verdict {
+            type_,
+            holds: false,
+            reason: containers.reason,
+            message: containers.message.clone(),
+        };
     }
-    let holds = |name: &str| before.conditions.iter().flatten().any(|c| c.type_ == name && c.status == "True");
+    let holds =
+        |name: &str| before.conditions.iter().flatten().any(|c| c.type_ == name && c.status == "True");
     let gates = desired.pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
     let open: Vec<String> = gates
         .filter(|gate| !holds(&gate.condition_type))
-        .map(|gate| format!("corresponding condition of pod readiness gate \"{}\" does not exist.", gate.condition_type))
+        .map(|gate| {
+            format!(
+                "corresponding condition of pod readiness gate \"{}\" does not exist.",
+                gate.condition_type
+            )
+        })
         .collect();
     if open.is_empty() {
         return Verdict { type_, holds: true, reason: None, message: None };
@@ -358,7 +382,8 @@ pub(super) fn qos_class(pod: &core::Pod) -> &'static str {
     let mut all = true;
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let resources = container.resources.clone().unwrap_or_default();
-        let (requests, limits) = (resources.requests.unwrap_or_default(), resources.limits.unwrap_or_default());
+        let (requests, limits) =
+            (resources.requests.unwrap_or_default(), resources.limits.unwrap_or_default());
         for name in ["cpu", "memory"] {
             let (request, limit) = (requests.get(name), limits.get(name));
             any |= request.is_some() || limit.is_some();

@@ -27,7 +27,8 @@ struct Sim {
 }
 
 fn pod(spec: Value) -> Desired {
-    let mut pod = json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "generation": 3}, "spec": spec});
+    let mut pod =
+        json!({"metadata": {"name": "web", "namespace": "shop", "uid": "u", "generation": 3}, "spec": spec});
     if pod["spec"].get("containers").is_none() {
         pod["spec"]["containers"] = json!([{"name": "main", "image": "i"}]);
     }
@@ -131,7 +132,8 @@ impl Sim {
 
     fn status(&self) -> Value {
         let host = Host { ips: vec!["192.0.2.1".into()] };
-        serde_json::to_value(render(&self.desired, &self.observed, &host, &Default::default(), self.now)).unwrap()
+        serde_json::to_value(render(&self.desired, &self.observed, &host, &Default::default(), self.now))
+            .unwrap()
     }
 
     fn ready(&self) -> String {
@@ -208,7 +210,10 @@ fn init_containers_and_sidecars_come_up_in_order_and_go_down_in_reverse() {
         "containers": [{"name": "x", "image": "i"}, {"name": "y", "image": "i"}]});
     let mut sim = sim(spec, |name| if matches!(name, "a" | "b") { Act::Exit(0) } else { Act::Run });
     sim.run();
-    assert_eq!(sim.log, ["prepare", "start a", "start side1", "start side2", "start b", "start x", "start y"]);
+    assert_eq!(
+        sim.log,
+        ["prepare", "start a", "start side1", "start side2", "start b", "start x", "start y"]
+    );
     assert_eq!(sim.ready(), "True");
     sim.log.clear();
     sim.delete(30);
@@ -228,7 +233,8 @@ fn sidecars_end_when_a_job_is_done() {
 
 #[test]
 fn a_failed_init_container_fails_a_pod_that_never_restarts() {
-    let spec = |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "a", "image": "i"}]});
+    let spec =
+        |policy: &str| json!({"restartPolicy": policy, "initContainers": [{"name": "a", "image": "i"}]});
     let mut never = sim(spec("Never"), |_| Act::Exit(1));
     never.run();
     assert_eq!(never.status()["phase"], "Failed");
@@ -239,7 +245,8 @@ fn a_failed_init_container_fails_a_pod_that_never_restarts() {
     assert_eq!(status["phase"], "Pending");
     assert_eq!(status["initContainerStatuses"][0]["state"]["waiting"]["reason"], "CrashLoopBackOff");
     assert_eq!(status["containerStatuses"][0]["state"]["waiting"]["reason"], "PodInitializing");
-    let initialized = status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Initialized").unwrap();
+    let initialized =
+        status["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "Initialized").unwrap();
     assert_eq!(initialized["message"], "containers with incomplete status: [a]");
 }
 
@@ -386,7 +393,10 @@ fn quality_of_service_is_upstreams() {
     for (resources, class) in [
         (json!({}), "BestEffort"),
         (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
-        (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
+        (
+            json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1", "memory": "1Gi"}}),
+            "Guaranteed",
+        ),
         (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
         (json!({"requests": {"cpu": "1"}}), "Burstable"),
     ] {

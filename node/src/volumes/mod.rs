@@ -45,7 +45,10 @@ pub(crate) async fn refresh(context: &Context, pod: &core::Pod) -> Result<(), Fa
 }
 
 fn failed(volume: &str, message: &str) -> Failure {
-    Failure { reason: "FailedMount", message: format!("MountVolume.SetUp failed for volume \"{volume}\" : {message}") }
+    Failure {
+        reason: "FailedMount",
+        message: format!("MountVolume.SetUp failed for volume \"{volume}\" : {message}"),
+    }
 }
 
 async fn project(
@@ -84,20 +87,27 @@ fn directory(context: &Context, pod: &core::Pod, volume: &str) -> PathBuf {
 fn make(context: &Context, pod: &core::Pod, volume: &core::Volume) -> Result<(), String> {
     if volume.empty_dir.is_some() {
         let directory = directory(context, pod, &volume.name);
-        return std::fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()));
+        return std::fs::create_dir_all(&directory)
+            .map_err(|error| format!("{}: {error}", directory.display()));
     }
     let Some(host) = &volume.host_path else {
-        return Err("volumes of this kind are not supported on this node; it offers emptyDir, configMap, secret, \
+        return Err(
+            "volumes of this kind are not supported on this node; it offers emptyDir, configMap, secret, \
                     projected, downwardAPI and hostPath"
-            .to_owned());
+                .to_owned(),
+        );
     };
     let path = std::path::Path::new(&host.path);
     match host.type_.as_deref() {
-        Some("DirectoryOrCreate") => std::fs::create_dir_all(path).map_err(|error| format!("{}: {error}", host.path)),
+        Some("DirectoryOrCreate") => {
+            std::fs::create_dir_all(path).map_err(|error| format!("{}: {error}", host.path))
+        }
         Some("Directory") | Some("") | None if path.is_dir() => Ok(()),
         Some("Directory") => Err(format!("hostPath type check failed: {} is not a directory", host.path)),
         Some("") | None => Err(format!("hostPath {} is not a directory on this node", host.path)),
-        Some(other) => Err(format!("hostPath type {other} cannot be shown to a Wasm container; use Directory")),
+        Some(other) => {
+            Err(format!("hostPath type {other} cannot be shown to a Wasm container; use Directory"))
+        }
     }
 }
 
@@ -115,7 +125,10 @@ pub(crate) fn mounts(
     let mut mounts: Vec<Mount> = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let Some(volume) = volumes(pod).iter().find(|volume| volume.name == mount.name) else {
-            return Err(config(format!("volume \"{}\" of container {} not found", mount.name, container.name)));
+            return Err(config(format!(
+                "volume \"{}\" of container {} not found",
+                mount.name, container.name
+            )));
         };
         let root = match &volume.host_path {
             Some(host) => PathBuf::from(&host.path),
@@ -128,10 +141,15 @@ pub(crate) fn mounts(
         };
         let read_only = mount.read_only.unwrap_or(false) || projection(volume).is_some();
         let staged = context.pod_dir(uid(pod)).join("files").join(&container.name);
-        let shown = subpath::show(&root, sub.as_deref(), &mount.mount_path, &staged)
-            .map_err(|error| config(format!("failed to prepare subPath for volumeMount \"{}\": {error}", mount.name)))?;
+        let shown = subpath::show(&root, sub.as_deref(), &mount.mount_path, &staged).map_err(|error| {
+            config(format!("failed to prepare subPath for volumeMount \"{}\": {error}", mount.name))
+        })?;
         if !mounts.iter().any(|one| one.target == shown.target) {
-            mounts.push(Mount { source: shown.source, target: shown.target, read_only: read_only || shown.is_file });
+            mounts.push(Mount {
+                source: shown.source,
+                target: shown.target,
+                read_only: read_only || shown.is_file,
+            });
         }
     }
     Ok(mounts)

@@ -45,12 +45,13 @@ pub(super) struct Projection {
 /// How a volume is made from API objects; `None` for other volumes.
 pub(super) fn projection(volume: &core::Volume) -> Option<Projection> {
     let of = |mode: Option<i32>, sources| Some(Projection { mode: mode.unwrap_or(DEFAULT_MODE), sources });
-    let object = |kind, name: &str, items: &Option<Vec<core::KeyToPath>>, optional: Option<bool>| Source::Object {
-        kind,
-        name: name.to_owned(),
-        items: items.clone().filter(|items| !items.is_empty()),
-        optional: optional.unwrap_or(false),
-    };
+    let object =
+        |kind, name: &str, items: &Option<Vec<core::KeyToPath>>, optional: Option<bool>| Source::Object {
+            kind,
+            name: name.to_owned(),
+            items: items.clone().filter(|items| !items.is_empty()),
+            optional: optional.unwrap_or(false),
+        };
     if let Some(one) = &volume.config_map {
         return of(one.default_mode, vec![object(Kind::ConfigMap, &one.name, &one.items, one.optional)]);
     }
@@ -64,9 +65,14 @@ pub(super) fn projection(volume: &core::Volume) -> Option<Projection> {
     let projected = volume.projected.as_ref()?;
     let mut sources = Vec::new();
     for part in projected.sources.iter().flatten() {
-        sources.extend(part.config_map.iter().map(|one| object(Kind::ConfigMap, &one.name, &one.items, one.optional)));
-        sources.extend(part.secret.iter().map(|one| object(Kind::Secret, &one.name, &one.items, one.optional)));
-        sources.extend(part.downward_api.iter().map(|one| Source::Fields(one.items.clone().unwrap_or_default())));
+        sources.extend(
+            part.config_map.iter().map(|one| object(Kind::ConfigMap, &one.name, &one.items, one.optional)),
+        );
+        sources
+            .extend(part.secret.iter().map(|one| object(Kind::Secret, &one.name, &one.items, one.optional)));
+        sources.extend(
+            part.downward_api.iter().map(|one| Source::Fields(one.items.clone().unwrap_or_default())),
+        );
         sources.extend(part.service_account_token.iter().map(|one| Source::Token {
             audience: one.audience.clone().filter(|audience| !audience.is_empty()),
             seconds: one.expiration_seconds.unwrap_or(TOKEN_SECONDS),
@@ -112,7 +118,13 @@ pub(super) fn files(
                             match data.get(&item.key) {
                                 Some(bytes) => put(&item.path, bytes.clone(), item.mode)?,
                                 None if *optional => {}
-                                None => return Err(format!("references non-existent {} key: {}", noun(*kind), item.key)),
+                                None => {
+                                    return Err(format!(
+                                        "references non-existent {} key: {}",
+                                        noun(*kind),
+                                        item.key
+                                    ));
+                                }
                             }
                         }
                     }
@@ -177,13 +189,17 @@ mod tests {
         let mut volume = volume;
         volume["name"] = json!("v");
         let volume: core::Volume = serde_json::from_value(volume).unwrap();
-        let pod: core::Pod = serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}})).unwrap();
+        let pod: core::Pod =
+            serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}})).unwrap();
         let place = Place { ip: None, host_ips: &[], cpus: 1, memory: 1 };
         files(&projection(&volume).unwrap(), &pod, &place, &given())
     }
 
     fn text(files: &Files) -> Vec<(&str, &str, u32)> {
-        files.iter().map(|(path, f)| (path.as_str(), std::str::from_utf8(&f.bytes).unwrap(), f.mode)).collect()
+        files
+            .iter()
+            .map(|(path, f)| (path.as_str(), std::str::from_utf8(&f.bytes).unwrap(), f.mode))
+            .collect()
     }
 
     #[test]
@@ -205,7 +221,10 @@ mod tests {
             {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}
         ]}}))
         .unwrap();
-        assert_eq!(text(&files), [("ca.crt", "1", 0o644), ("namespace", "shop", 0o644), ("token", "jwt", 0o644)]);
+        assert_eq!(
+            text(&files),
+            [("ca.crt", "1", 0o644), ("namespace", "shop", 0o644), ("token", "jwt", 0o644)]
+        );
     }
 
     #[test]

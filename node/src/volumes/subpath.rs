@@ -82,7 +82,17 @@ mod tests {
         let show = |sub: &str| show(&root, Some(sub), "/mnt/x", &staged);
         assert!(show("data").unwrap().source.ends_with("volume/data"));
         assert!(show("made/on/demand").unwrap().source.is_dir());
-        for bad in ["..", "../secret", "/etc", "up", "up/secret", "etc", "etc/passwd", "up/new/dir", "data/../../secret"] {
+        for bad in [
+            "..",
+            "../secret",
+            "/etc",
+            "up",
+            "up/secret",
+            "etc",
+            "etc/passwd",
+            "up/new/dir",
+            "data/../../secret",
+        ] {
             assert!(show(bad).is_err(), "{bad}");
         }
         assert!(!dir.path().join("new").exists());

@@ -77,7 +77,12 @@ impl Api {
     /// Values an object had over time.
     pub fn history(&self, path: &str) -> Vec<Value> {
         let store = self.store.lock().unwrap();
-        store.history.iter().filter(|(_, _, at, _)| at == path).map(|(_, _, _, value)| value.clone()).collect()
+        store
+            .history
+            .iter()
+            .filter(|(_, _, at, _)| at == path)
+            .map(|(_, _, _, value)| value.clone())
+            .collect()
     }
 
     /// `METHOD path` of requests so far.
@@ -157,7 +162,8 @@ fn parse(path: &str) -> (String, bool, Option<String>) {
 fn matches(collection: &str, path: &str) -> bool {
     let Some((base, plural)) = collection.rsplit_once('/') else { return false };
     let under = path.starts_with(&format!("{collection}/"));
-    let anywhere = path.starts_with(&format!("{base}/namespaces/")) && path.split('/').rev().nth(1) == Some(plural);
+    let anywhere =
+        path.starts_with(&format!("{base}/namespaces/")) && path.split('/').rev().nth(1) == Some(plural);
     under || anywhere
 }
 
@@ -201,7 +207,10 @@ async fn serve(
         ("GET", true) => {
             let found = store.objects.iter().filter(|(at, v)| matches(&path, at) && selected(v, &query));
             let items: Vec<&Value> = found.map(|(_, v)| v).collect();
-            answer(200, &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": store.version.to_string()}, "items": items}))
+            answer(
+                200,
+                &json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": store.version.to_string()}, "items": items}),
+            )
         }
         ("GET", false) => match store.objects.get(&path) {
             Some(object) => answer(200, object),
@@ -209,8 +218,11 @@ async fn serve(
         },
         ("POST", false) if sub.as_deref() == Some("token") => {
             let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(3600);
-            answer(201, &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {}, "spec": body["spec"],
-                "status": {"token": format!("token-{}", store.version), "expirationTimestamp": expires.to_string()}}))
+            answer(
+                201,
+                &json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {}, "spec": body["spec"],
+                "status": {"token": format!("token-{}", store.version), "expirationTimestamp": expires.to_string()}}),
+            )
         }
         ("POST", true) => {
             let name = body["metadata"]["name"].as_str().unwrap().to_owned();
@@ -264,8 +276,11 @@ fn stream(api: Api, path: String, query: BTreeMap<String, String>, from: u64) ->
                     let news = store.history.iter().filter(|(v, _, at, object)| {
                         *v > from && matches(&path, at) && selected(object, &query)
                     });
-                    let lines: String =
-                        news.map(|(_, kind, _, object)| json!({"type": kind, "object": object}).to_string() + "\n").collect();
+                    let lines: String = news
+                        .map(|(_, kind, _, object)| {
+                            json!({"type": kind, "object": object}).to_string() + "\n"
+                        })
+                        .collect();
                     (store.version, lines)
                 };
                 if !lines.is_empty() {

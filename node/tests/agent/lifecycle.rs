@@ -32,7 +32,12 @@ async fn a_bound_pod_runs_and_its_status_has_upstreams_shape() {
     assert_eq!(container["containerID"], "wasm://uid-web.main.0");
     assert!(container["state"]["running"]["startedAt"].is_string());
     // A quick start is one write.
-    let writes = setup.api.requests().iter().filter(|r| r.starts_with("PATCH") && r.ends_with("/pods/web/status")).count();
+    let writes = setup
+        .api
+        .requests()
+        .iter()
+        .filter(|r| r.starts_with("PATCH") && r.ends_with("/pods/web/status"))
+        .count();
     assert_eq!(writes, 1);
     for reason in ["Pulled", "Created", "Started"] {
         setup.api.wait_event("web", reason).await;
@@ -53,8 +58,10 @@ async fn deletion_ends_the_container_then_the_object() {
     let last = &history[history.len() - 1];
     assert_eq!(last["status"]["phase"], "Failed");
     assert_eq!(last["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
-    assert!(history.iter().any(|pod| condition(pod, "Ready") == "False" && pod["status"]["phase"] == "Running"),
-        "readiness goes before the container does");
+    assert!(
+        history.iter().any(|pod| condition(pod, "Ready") == "False" && pod["status"]["phase"] == "Running"),
+        "readiness goes before the container does"
+    );
     assert!(setup.fake.state.lock().unwrap().pods.is_empty());
     assert!(setup.node.services().by_address("127.42.0.2:8080".parse().unwrap()).is_none());
     setup.api.wait_event("web", "Killing").await;
@@ -71,8 +78,13 @@ async fn a_pod_deleted_by_force_leaves_nothing_behind() {
     let mut again = pod("web", "web", json!({}));
     again["metadata"]["uid"] = json!("uid-again");
     setup.api.put(&path("web"), again);
-    setup.wait("web", "the new pod is ready", |pod| is_ready(pod) && pod["metadata"]["uid"] == "uid-again").await;
-    setup.api.wait("/none", "the old container is gone", |_| setup.fake.running() == ["uid-again.main.0"]).await;
+    setup
+        .wait("web", "the new pod is ready", |pod| is_ready(pod) && pod["metadata"]["uid"] == "uid-again")
+        .await;
+    setup
+        .api
+        .wait("/none", "the old container is gone", |_| setup.fake.running() == ["uid-again.main.0"])
+        .await;
     setup.node.shutdown().await;
 }
 
@@ -94,8 +106,9 @@ async fn a_crashing_container_backs_off() {
     let setup = start();
     setup.api.put(&path("crash"), pod("crash", "crash", json!({})));
     let waiting = "/status/containerStatuses/0/state/waiting/reason";
-    let seen =
-        setup.wait("crash", "backs off", |pod| pod.pointer(waiting).is_some_and(|r| r == "CrashLoopBackOff")).await;
+    let seen = setup
+        .wait("crash", "backs off", |pod| pod.pointer(waiting).is_some_and(|r| r == "CrashLoopBackOff"))
+        .await;
     let container = &seen["status"]["containerStatuses"][0];
     assert_eq!(container["restartCount"], 1);
     assert_eq!(container["lastState"]["terminated"]["exitCode"], 1);
@@ -116,7 +129,8 @@ async fn init_containers_run_in_order_before_the_others() {
     let init = seen["status"]["initContainerStatuses"].as_array().unwrap();
     assert!(init.iter().all(|one| one["state"]["terminated"]["exitCode"] == 0 && one["ready"] == true));
     let started = |id: &str| match setup.fake.state.lock().unwrap().containers[id].state {
-        ketch_runtime::ContainerState::Exited { started, .. } | ketch_runtime::ContainerState::Running { started } => started,
+        ketch_runtime::ContainerState::Exited { started, .. }
+        | ketch_runtime::ContainerState::Running { started } => started,
         ketch_runtime::ContainerState::Created => panic!("not started"),
     };
     assert!(started("uid-web.a.0") <= started("uid-web.b.0"));
@@ -149,7 +163,10 @@ async fn a_failing_liveness_probe_restarts_the_container() {
         "livenessProbe": {"httpGet": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 1}}]});
     setup.api.put(&path("web"), pod("web", "web", probe));
     setup.wait("web", "restarted", |pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1).await;
-    assert_eq!(setup.api.wait_event("web", "Killing").await, "Container main failed liveness probe, will be restarted");
+    assert_eq!(
+        setup.api.wait_event("web", "Killing").await,
+        "Container main failed liveness probe, will be restarted"
+    );
     setup.node.shutdown().await;
 }
 
@@ -159,15 +176,20 @@ async fn an_image_that_is_missing_or_not_wasm_says_so() {
     setup.api.put(&path("lost"), pod("lost", "missing", json!({})));
     let reason = "/status/containerStatuses/0/state/waiting/reason";
     setup.wait("lost", "fails", |pod| pod.pointer(reason).is_some_and(|r| r == "ErrImagePull")).await;
-    let seen = setup.wait("lost", "backs off", |pod| pod.pointer(reason).is_some_and(|r| r == "ImagePullBackOff")).await;
+    let seen = setup
+        .wait("lost", "backs off", |pod| pod.pointer(reason).is_some_and(|r| r == "ImagePullBackOff"))
+        .await;
     assert_eq!(
         seen["status"]["containerStatuses"][0]["state"]["waiting"]["message"],
         "Back-off pulling image \"missing\": ErrImagePull: manifest unknown: missing"
     );
     assert_eq!(seen["status"]["phase"], "Pending");
     setup.api.put(&path("oci"), pod("oci", "oci", json!({})));
-    let seen = setup.wait("oci", "fails", |pod| pod.pointer(reason).is_some_and(|r| r == "ErrImageNotRunnable")).await;
-    let message = seen["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap().to_owned();
+    let seen = setup
+        .wait("oci", "fails", |pod| pod.pointer(reason).is_some_and(|r| r == "ErrImageNotRunnable"))
+        .await;
+    let message =
+        seen["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("containers are not available on this node"), "{message}");
     setup.api.delete(&path("lost"), 5);
     setup.api.wait(&path("lost"), "deleted", |pod| pod.is_none()).await;
@@ -202,7 +224,8 @@ async fn a_restarted_agent_adopts_what_runs_and_restarts_what_was_lost() {
     setup.fake.state.lock().unwrap().containers.insert(orphan.id.0.clone(), orphan);
 
     let setup = start_with(setup.api, setup.fake, setup.dir);
-    let lost = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod);
+    let lost =
+        |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod);
     let seen = setup.wait("lost", "restarted", lost).await;
     let last = &seen["status"]["containerStatuses"][0]["lastState"]["terminated"];
     assert_eq!(last["reason"], "ContainerStatusUnknown");
@@ -219,7 +242,11 @@ async fn a_restarted_agent_adopts_what_runs_and_restarts_what_was_lost() {
 async fn the_node_registers_and_renews_its_lease() {
     let setup = start();
     let node = setup.api.wait("/api/v1/nodes/n1", "registered", |node| {
-        node.is_some_and(|node| node["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["lastHeartbeatTime"].is_string())))
+        node.is_some_and(|node| {
+            node["status"]["conditions"]
+                .as_array()
+                .is_some_and(|c| c.iter().any(|c| c["lastHeartbeatTime"].is_string()))
+        })
     });
     let node = node.await.unwrap();
     assert_eq!(condition(&node, "Ready"), "True");

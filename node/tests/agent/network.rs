@@ -30,13 +30,19 @@ fn config() -> NetworkConfig {
 async fn services_are_followed_and_chosen_at_connect_time() {
     let api = Api::new();
     let network = ClusterNetwork::start(api.client(), config());
-    api.put("/api/v1/namespaces/default/services/db", json!({"apiVersion": "v1", "kind": "Service",
+    api.put(
+        "/api/v1/namespaces/default/services/db",
+        json!({"apiVersion": "v1", "kind": "Service",
         "metadata": {"name": "db", "namespace": "default"},
-        "spec": {"clusterIP": "127.43.0.9", "clusterIPs": ["127.43.0.9"], "ports": [{"port": 5432}]}}));
-    api.put("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/db-1", json!({
+        "spec": {"clusterIP": "127.43.0.9", "clusterIPs": ["127.43.0.9"], "ports": [{"port": 5432}]}}),
+    );
+    api.put(
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/db-1",
+        json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"name": "db-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "db"}},
-        "ports": [{"port": 15432, "protocol": "TCP"}], "endpoints": [{"addresses": ["127.42.0.7"]}]}));
+        "ports": [{"port": 15432, "protocol": "TCP"}], "endpoints": [{"addresses": ["127.42.0.7"]}]}),
+    );
     let pod = sandbox(&[]);
     let expected = vec!["127.42.0.7:15432".parse().unwrap()];
     let mut dialled = network.dial(&pod, "db", 5432).await;

@@ -23,17 +23,30 @@ async fn logs_are_served_by_instance() {
     assert!(log.ends_with("node/logs/default_web_uid-web/main/0.log"), "{}", log.display());
     std::fs::write(&log, "2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stdout F two\n").unwrap();
     assert_eq!(get(&setup, "/containerLogs/default/web/main").await, (200, "one\ntwo\n".to_owned()));
-    assert_eq!(get(&setup, "/containerLogs/default/web/main?tailLines=1&timestamps=true").await.1, "2026-01-01T00:00:02Z two\n");
-    assert_eq!(get(&setup, "/containerLogs/default/web/main?sinceTime=2026-01-01T00:00:02Z").await.1, "two\n");
+    assert_eq!(
+        get(&setup, "/containerLogs/default/web/main?tailLines=1&timestamps=true").await.1,
+        "2026-01-01T00:00:02Z two\n"
+    );
+    assert_eq!(
+        get(&setup, "/containerLogs/default/web/main?sinceTime=2026-01-01T00:00:02Z").await.1,
+        "two\n"
+    );
     assert_eq!(get(&setup, "/containerLogs/default/web/main?limitBytes=2").await.1, "on");
     let (status, text) = get(&setup, "/containerLogs/default/web/main?previous=true").await;
-    assert_eq!((status, text.as_str()), (400, "previous terminated container \"main\" in pod \"web\" not found"));
+    assert_eq!(
+        (status, text.as_str()),
+        (400, "previous terminated container \"main\" in pod \"web\" not found")
+    );
     assert_eq!(get(&setup, "/containerLogs/default/web/none").await.0, 400);
     assert_eq!(get(&setup, "/containerLogs/default/none/main").await.0, 404);
     assert_eq!(get(&setup, "/healthz").await, (200, "ok".to_owned()));
 
     setup.fake.exit("uid-web.main.0", 1);
-    setup.wait("web", "restarted", |pod| pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod)).await;
+    setup
+        .wait("web", "restarted", |pod| {
+            pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod)
+        })
+        .await;
     assert_eq!(get(&setup, "/containerLogs/default/web/main").await, (200, String::new()));
     assert_eq!(get(&setup, "/containerLogs/default/web/main?previous=true").await.1, "one\ntwo\n");
     setup.node.shutdown().await;

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full};
 use jiff::Timestamp;
 use ketch_runtime::{
-    Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, Error, HttpError, HttpService, Image,
-    ImageSource, Manifest, PodId, PodSandbox, Runtime, Usage,
+    Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, Error, HttpError,
+    HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Usage,
 };
 use tokio::sync::watch;
 
@@ -59,7 +59,8 @@ impl Fake {
 fn end(container: &mut ContainerStatus, code: i32) {
     let ContainerState::Running { started } = container.state else { return };
     let reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
-    container.state = ContainerState::Exited { started, finished: Timestamp::now(), code, reason, message: String::new() };
+    container.state =
+        ContainerState::Exited { started, finished: Timestamp::now(), code, reason, message: String::new() };
 }
 
 struct Web(Fake);
@@ -69,7 +70,8 @@ impl HttpService for Web {
     async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, HttpError> {
         let mut state = self.0.state.lock().unwrap();
         state.calls.push(request.uri().path().to_owned());
-        let body = Full::new("hi".into()).map_err(|never: std::convert::Infallible| match never {}).boxed_unsync();
+        let body =
+            Full::new("hi".into()).map_err(|never: std::convert::Infallible| match never {}).boxed_unsync();
         Ok(http::Response::builder().status(state.http).body(body).unwrap())
     }
 }

@@ -33,7 +33,8 @@ async fn a_pod_waits_for_its_config_map_and_sees_its_files() {
     let mount = |target: &str| spec.mounts.iter().find(|mount| mount.target == target).unwrap();
     assert_eq!(std::fs::read_to_string(mount("/etc/cfg").source.join("mode")).unwrap(), "fast");
     assert!(mount("/etc/cfg").read_only && !mount("/scratch").read_only);
-    let token = std::fs::read_to_string(mount("/var/run/secrets/kubernetes.io/serviceaccount").source.join("token"));
+    let token =
+        std::fs::read_to_string(mount("/var/run/secrets/kubernetes.io/serviceaccount").source.join("token"));
     assert!(token.unwrap().starts_with("token-"));
 
     let directory = mount("/scratch").source.clone();

@@ -1,3 +1,5 @@
+//! Why a round of reconciling failed.
+
 use ketch_client::{is_conflict, status_text};
 
 /// Why a reconcile failed; it is tried again with a back-off.

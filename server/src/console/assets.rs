@@ -94,7 +94,8 @@ fn inline_scripts(page: &str) -> Vec<&str> {
 }
 
 fn accepts_brotli(headers: &HeaderMap) -> bool {
-    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let accepted =
+        headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
     accepted.split(',').any(|coding| coding.trim().split(';').next() == Some("br"))
 }
 
@@ -116,7 +117,9 @@ fn media_type(path: &str) -> &'static str {
 fn plain(status: StatusCode, text: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::from(text));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -126,14 +129,18 @@ mod tests {
 
     #[test]
     fn finds_inline_scripts_only() {
-        let page = "<script src=\"a.js\"></script><script type=\"module\">\nimport x;\n</script><script> </script>";
+        let page =
+            "<script src=\"a.js\"></script><script type=\"module\">\nimport x;\n</script><script> </script>";
         assert_eq!(inline_scripts(page), ["\nimport x;\n"]);
     }
 
     #[test]
     fn brotli_is_a_whole_token() {
         let with = |value: &'static str| {
-            accepts_brotli(&HeaderMap::from_iter([(header::ACCEPT_ENCODING, HeaderValue::from_static(value))]))
+            accepts_brotli(&HeaderMap::from_iter([(
+                header::ACCEPT_ENCODING,
+                HeaderValue::from_static(value),
+            )]))
         };
         assert!(with("gzip, br;q=1.0"));
         assert!(!with("gzip, brx"));

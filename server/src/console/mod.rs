@@ -27,7 +27,9 @@ use axum::{
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use ketch_api::Status;
-use ketch_apiserver::auth::{Attributes, Auth, Authenticator, Authorizer, Decision, User, console as sessions};
+use ketch_apiserver::auth::{
+    Attributes, Auth, Authenticator, Authorizer, Decision, User, console as sessions,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -119,7 +119,10 @@ async fn follow(
         }
     }
     match failed {
-        true => Err(serde_json::from_slice(&buffer).unwrap_or_else(|_| ketch_api::Status::no_resource().to_json())),
+        true => {
+            Err(serde_json::from_slice(&buffer)
+                .unwrap_or_else(|_| ketch_api::Status::no_resource().to_json()))
+        }
         false => Ok(()),
     }
 }

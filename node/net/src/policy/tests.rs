@@ -1,3 +1,5 @@
+//! Addresses that must never be reached, in every spelling.
+
 use super::*;
 
 fn policy() -> Policy {
@@ -132,7 +134,9 @@ fn patterns_allow_what_they_say() {
 fn services_lead_to_pods_and_nowhere_else_unless_named() {
     let check = |patterns: &[&str], service: (&str, &str), frontend: &str, endpoint: &str| {
         let patterns: Vec<Pattern> = patterns.iter().map(|p| p.parse().unwrap()).collect();
-        policy().check_service(&patterns, service, frontend.parse().unwrap(), endpoint.parse().unwrap()).is_ok()
+        policy()
+            .check_service(&patterns, service, frontend.parse().unwrap(), endpoint.parse().unwrap())
+            .is_ok()
     };
     let (web, api) = (("shop", "web"), ("default", "kubernetes"));
     assert!(check(&[], web, "10.43.0.10:80", "10.42.0.2:8080"));

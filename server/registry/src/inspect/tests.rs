@@ -1,3 +1,5 @@
+//! Binaries made by hand, whole, cut and foreign.
+
 use super::*;
 
 fn wat(text: &str) -> Vec<u8> {

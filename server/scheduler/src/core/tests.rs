@@ -1,3 +1,5 @@
+//! Tables of what fits where, and why not.
+
 use std::sync::Arc;
 
 use ketch_api::k8s::api::core::v1::{Node, Pod};
