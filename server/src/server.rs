@@ -234,7 +234,7 @@ fn api_server(
     auth: &Arc<auth::Auth>,
     nodes: &Arc<Nodes>,
 ) -> Result<Arc<ApiServer>, StartError> {
-    let service_cidr = options.service_cidr.parse().map_err(|error| StartError::Api(format!("{error}")))?;
+    let service_cidr = options.service_cidr.parse().map_err(StartError::Api)?;
     let config = ketch_apiserver::Config {
         reviews: Some(auth.clone()),
         admission: auth.admission(),

@@ -473,7 +473,7 @@ mod tests {
         std::fs::read_to_string(path)
             .unwrap_or_default()
             .lines()
-            .map(|line| line.splitn(2, ' ').nth(1).unwrap().to_owned())
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
             .collect()
     }
 
