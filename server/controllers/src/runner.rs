@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    fmt::Debug,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -12,11 +13,13 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
+use ketch_api::k8s::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use ketch_client::{Informer, Key, Queue, TaskError};
-use kube::Resource;
+use kube::{Api, Resource};
+use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 
-use crate::error::Error;
+use crate::error::{Doing, Error};
 
 /// Every object is looked at again after this time even when nothing seems to have changed, in case an
 /// event was misread.
@@ -105,6 +108,17 @@ pub(crate) async fn resync<K: Resource>(informer: Informer<K>, queue: Queue<Key>
             queue.add(Key::of(object.meta()));
         }
     }
+}
+
+/// Whether the server still has this very object and nobody is deleting it. To be asked before adopting:
+/// our copy of an owner may be older than the decision to let its dependents go.
+pub(crate) async fn is_alive<K>(api: &Api<K>, meta: &ObjectMeta) -> Result<bool, Error>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    let name = meta.name.as_deref().unwrap_or_default();
+    let live = api.get_opt(name).await.doing(|| format!("reading {name}"))?;
+    Ok(live.is_some_and(|live| live.meta().uid == meta.uid && live.meta().deletion_timestamp.is_none()))
 }
 
 /// The writes a reconciler made, so that its next look at the same object sees them.

@@ -11,7 +11,8 @@ use ketch_api::k8s::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use ketch_client::{
-    Change, Informer, Informers, Recorder, Report, Subject, TaskError, Tasks, is_not_found, status_text,
+    Change, Informer, Informers, Recorder, Report, Subject, TaskError, Tasks, is_conflict, is_not_found,
+    status_text,
 };
 use kube::{
     Api, Client,
@@ -29,6 +30,8 @@ use crate::{
 const NAME: &str = "default-scheduler";
 /// Requests under way at a time.
 const CONCURRENCY: usize = 64;
+/// Attempts to write a pod's condition while others write to it too.
+const STATUS_TRIES: usize = 3;
 /// Decisions in a row before events are looked at.
 const BATCH: usize = 64;
 
@@ -281,25 +284,42 @@ impl Actor {
     /// Writes on the pod, and as an event, why it has no node.
     async fn explain(&self, info: &PodInfo, refused: Unschedulable) -> Outcome {
         let message = refused.to_string();
-        let condition = unschedulable(&info.pod, &message, Timestamp::now());
-        self.recorder.warning(Subject::of(info.pod.as_ref()), "FailedScheduling", message);
-        let Some(condition) = condition else { return Outcome::Told };
-        let others = info.pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
-        let mut conditions: Vec<PodCondition> =
-            others.filter(|c| c.type_ != condition.type_).cloned().collect();
-        conditions.push(condition);
-        let meta = &info.pod.metadata;
-        let patch = json!({"metadata": {"uid": meta.uid}, "status": {"conditions": conditions}});
-        let name = meta.name.as_deref().unwrap_or_default();
-        let written =
-            self.api(&info.pod).patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await;
-        if let Err(error) = written
-            && !is_not_found(&error)
-        {
-            tracing::debug!(pod = name, error = status_text(&error), "condition not written");
+        self.recorder.warning(Subject::of(info.pod.as_ref()), "FailedScheduling", message.as_str());
+        let (api, mut pod) = (self.api(&info.pod), Pod::clone(&info.pod));
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        for _ in 0..STATUS_TRIES {
+            let Some(patch) = explanation(&pod, &message, Timestamp::now()) else { break };
+            match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                Err(error) if is_conflict(&error) => {}
+                Err(error) if !is_not_found(&error) => {
+                    tracing::debug!(pod = name, error = status_text(&error), "condition not written");
+                    break;
+                }
+                _ => break,
+            }
+            // Somebody else wrote: what is there now decides whether there is still something to tell.
+            match api.get_opt(&name).await {
+                Ok(Some(now)) if now.metadata.uid == pod.metadata.uid => pod = now,
+                _ => break,
+            }
         }
         Outcome::Told
     }
+}
+
+/// The patch that says why a pod has no node, if nobody has changed the pod since; `None` when it has one,
+/// or says so already.
+fn explanation(pod: &Pod, message: &str, now: Timestamp) -> Option<Value> {
+    if !node_of(pod).is_empty() {
+        return None;
+    }
+    let condition = unschedulable(pod, message, now)?;
+    let others = pod.status.iter().filter_map(|status| status.conditions.as_ref()).flatten();
+    let mut conditions: Vec<PodCondition> = others.filter(|c| c.type_ != condition.type_).cloned().collect();
+    conditions.push(condition);
+    let meta = &pod.metadata;
+    Some(json!({"metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version},
+        "status": {"conditions": conditions}}))
 }
 
 /// The condition to write; `None` when the pod has it.
@@ -411,5 +431,6 @@ mod tests {
         let later = now + std::time::Duration::from_secs(9);
         let other = unschedulable(&told, "still no room", later).unwrap();
         assert_eq!(other.last_transition_time, first.last_transition_time);
+        assert_eq!(explanation(&pod(Some("n1")), "too late", later), None, "it has a node");
     }
 }

@@ -26,7 +26,7 @@ use self::plan::Op;
 use crate::{
     error::{Doing, Error},
     owner,
-    runner::{Next, Reconcile, Writes},
+    runner::{self, Next, Reconcile, Writes},
 };
 
 /// See the module.
@@ -72,6 +72,13 @@ impl Deployments {
         deployment: &Deployment,
         claim: &owner::Claim<ReplicaSet>,
     ) -> Result<bool, Error> {
+        if !claim.adopt.is_empty() {
+            let owners = Api::<Deployment>::namespaced(self.client.clone(), &key.namespace);
+            if !runner::is_alive(&owners, &deployment.metadata).await? {
+                // Its own change, which is on the way, says what to do.
+                return Ok(true);
+            }
+        }
         let api = Api::<ReplicaSet>::namespaced(self.client.clone(), &key.namespace);
         let own = owner::uid(&deployment.metadata);
         let adopt =

@@ -25,7 +25,7 @@ use kube::{
 use crate::{
     error::{Doing, Error},
     owner,
-    runner::{Next, Reconcile, Writes},
+    runner::{self, Next, Reconcile, Writes},
 };
 
 /// See the module.
@@ -77,6 +77,13 @@ impl ReplicaSets {
         set: &ReplicaSet,
         claim: &owner::Claim<Pod>,
     ) -> Result<bool, Error> {
+        if !claim.adopt.is_empty() {
+            let owners = Api::<ReplicaSet>::namespaced(self.client.clone(), &key.namespace);
+            if !runner::is_alive(&owners, &set.metadata).await? {
+                // Its own change, which is on the way, says what to do.
+                return Ok(true);
+            }
+        }
         let api = Api::<Pod>::namespaced(self.client.clone(), &key.namespace);
         let adoptions =
             claim.adopt.iter().map(|pod| (pod, owner::adoption(&pod.metadata, owner::reference(set))));
