@@ -18,7 +18,7 @@ use crate::{
     engine::EngineHost,
     keyvalue::Buckets,
     limits::{Counters, HEADER_BYTES, HOSTCALL_BYTES, Limiter, RANDOM_BYTES, RESOURCES},
-    outbound::Outbound,
+    outbound::{Connections, Outbound},
     output::Output,
     sockets::{self, Policy},
 };
@@ -28,6 +28,8 @@ pub(crate) struct Pod {
     pub(crate) sandbox: PodSandbox,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) tls: Arc<rustls::ClientConfig>,
+    /// Connections of its `wasi:http` requests, kept for the next.
+    pub(crate) connections: Connections,
     /// `wasi:keyvalue` of the pod.
     pub(crate) buckets: Buckets,
     /// One permit per socket it may have.
@@ -90,6 +92,14 @@ impl Surroundings {
         store.limiter(|ctx| &mut ctx.limiter);
         self.interruptible(&mut store);
         Ok(store)
+    }
+
+    /// Whether stores can be made: the mounted directories are there.
+    ///
+    /// # Errors
+    /// What is missing.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.wasi().map(drop)
     }
 
     /// Says something about a guest in its log.

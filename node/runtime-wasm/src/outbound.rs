@@ -3,17 +3,28 @@
 //!
 //! [`Network`]: ketch_runtime::Network
 
-use std::{net::IpAddr, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, Uri, uri::Scheme};
+use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
+use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use ketch_runtime::log::{Log, Stream};
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use crate::context::Pod;
@@ -26,6 +37,10 @@ const MAX_HOPS: u32 = 16;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How long an unused connection is kept, and how many a pod keeps.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+const MAX_IDLE: usize = 32;
 
 /// A pod's way out.
 pub(crate) struct Outbound {
@@ -81,41 +96,75 @@ async fn send(
     let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
     let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
-    let limit = options.and_then(|options| options.connect_timeout).unwrap_or(CONNECT_TIMEOUT);
-    let stream =
-        timeout(limit, connect(&pod, &log, &host, port)).await.map_err(|_| Error::ConnectionTimeout)??;
+    // Every request asks, also one that finds a connection: what may be reached can change.
+    let targets = targets(&pod, &log, &host, port).await?;
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    let first_byte = options.and_then(|options| options.first_byte_timeout).unwrap_or(FIRST_BYTE_TIMEOUT);
-    if tls {
-        let name = rustls::pki_types::ServerName::try_from(host).map_err(|_| Error::HttpRequestUriInvalid)?;
-        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&pod.tls));
-        let handshake = timeout(limit, connector.connect(name, stream));
-        let stream = handshake.await.map_err(|_| Error::ConnectionTimeout)?.map_err(Error::Tls)?;
-        exchange(stream, request, first_byte).await
-    } else {
-        exchange(stream, request, first_byte).await
-    }
+    let name = tls.then_some(host);
+    let limit = options.and_then(|options| options.connect_timeout).unwrap_or(CONNECT_TIMEOUT);
+    let (mut sender, key) = match pod.connections.take(&targets, name.as_deref()) {
+        Some(kept) => kept,
+        None => {
+            timeout(limit, connect(&pod, targets, name)).await.map_err(|_| Error::ConnectionTimeout)??
+        }
+    };
+    let limit = options.and_then(|options| options.first_byte_timeout).unwrap_or(FIRST_BYTE_TIMEOUT);
+    let response = timeout(limit, sender.send_request(request)).await;
+    let response = response.map_err(|_| Error::ConnectionReadTimeout)??;
+    let response = response.map(|body| Kept { body, back: Some((pod, key, sender)) }.boxed_unsync());
+    // The connection has a task of its own: nothing is left to do for the response.
+    Ok((response, Box::new(std::future::ready(Ok(())))))
 }
 
-/// Connects to the first address that answers.
-async fn connect(pod: &Pod, log: &Log, host: &str, port: u16) -> Result<TcpStream> {
-    let addresses = pod.network.dial(&pod.sandbox, host, port).await.map_err(|error| {
+/// Where a request to `host` may go.
+async fn targets(pod: &Pod, log: &Log, host: &str, port: u16) -> Result<Vec<SocketAddr>> {
+    let targets = pod.network.dial(&pod.sandbox, host, port).await.map_err(|error| {
         log.line(Stream::Stderr, &format!("request to {host}:{port} refused: {error}\n"));
         Error::HttpRequestDenied
     })?;
-    let mut last = Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None };
-    for address in addresses {
-        match connect_from(pod.sandbox.ip, address).await {
+    if targets.is_empty() {
+        return Err(Error::DnsError { rcode: Some("NXDOMAIN".into()), info_code: None });
+    }
+    Ok(targets)
+}
+
+/// Connects to the first address that answers, with TLS when a name to check is given.
+async fn connect(pod: &Pod, targets: Vec<SocketAddr>, tls: Option<String>) -> Result<(Sender, Key)> {
+    let mut last = Error::ConnectionRefused;
+    for target in targets {
+        match connect_from(pod.sandbox.ip, target).await {
             Ok(stream) => {
                 // Without it small requests only wait; failing to set it is no reason to fail.
                 _ = stream.set_nodelay(true);
-                return Ok(stream);
+                let sender = match &tls {
+                    Some(name) => {
+                        let server =
+                            ServerName::try_from(name.clone()).map_err(|_| Error::HttpRequestUriInvalid)?;
+                        let connector = TlsConnector::from(Arc::clone(&pod.tls));
+                        handshake(pod, connector.connect(server, stream).await.map_err(Error::Tls)?).await?
+                    }
+                    None => handshake(pod, stream).await?,
+                };
+                return Ok((sender, (target, tls)));
             }
             Err(error) => last = Error::Connect(error),
         }
     }
     Err(last)
+}
+
+/// Starts HTTP/1 on a stream. The connection lives as long as its sender, or a body that comes over it.
+async fn handshake<S>(pod: &Pod, stream: S) -> Result<Sender>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    pod.tasks.spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "outbound connection ended");
+        }
+    });
+    Ok(sender)
 }
 
 async fn connect_from(ip: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream> {
@@ -137,30 +186,100 @@ pub(crate) fn from_pod(ip: IpAddr, target: IpAddr) -> bool {
     }
 }
 
-/// Sends over one HTTP/1 connection. The future that comes with the response drives the connection on.
-async fn exchange<S>(stream: S, request: Request<WasiBody>, first_byte: Duration) -> Sent
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let mut connection = Box::pin(connection);
-    let response = {
-        let response = timeout(first_byte, sender.send_request(request));
-        tokio::pin!(response);
-        tokio::select! {
-            biased;
-            response = &mut response => response,
-            // The connection may end, its work done, before the response was taken.
-            result = &mut connection => {
-                result?;
-                let response = response.await.map_err(|_| Error::ConnectionReadTimeout)??;
-                return Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), Box::new(async { Ok(()) })));
-            }
+type Sender = http1::SendRequest<WasiBody>;
+
+/// Address and, with TLS, the name that was checked.
+type Key = (SocketAddr, Option<String>);
+
+/// Connections that wait for another request. Without them each request would use up a port for a minute.
+#[derive(Default)]
+pub(crate) struct Connections(Mutex<Vec<Idle>>);
+
+struct Idle {
+    key: Key,
+    sender: Sender,
+    since: Instant,
+}
+
+impl Connections {
+    /// An open connection to one of the targets.
+    fn take(&self, targets: &[SocketAddr], tls: Option<&str>) -> Option<(Sender, Key)> {
+        let mut idle = self.lock();
+        idle.retain(|idle| idle.since.elapsed() < KEEP_ALIVE && idle.sender.is_ready());
+        let fits = |idle: &Idle| targets.contains(&idle.key.0) && idle.key.1.as_deref() == tls;
+        // The last one used is the least likely to be closed by the other side.
+        let position = idle.iter().rposition(fits)?;
+        let Idle { key, sender, .. } = idle.remove(position);
+        Some((sender, key))
+    }
+
+    fn keep(&self, key: Key, sender: Sender) {
+        let mut idle = self.lock();
+        if idle.len() < MAX_IDLE {
+            idle.push(Idle { key, sender, since: Instant::now() });
         }
-    };
-    let response = response.map_err(|_| Error::ConnectionReadTimeout)??;
-    let io = async move { connection.await.map_err(Error::from) };
-    Ok((response.map(|body| body.map_err(Error::from).boxed_unsync()), Box::new(io)))
+    }
+
+    /// Closes what waited too long.
+    pub(crate) fn cool(&self) {
+        self.lock().retain(|idle| idle.since.elapsed() < KEEP_ALIVE);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Idle>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A response's body that gives its connection back when it was read to the end.
+struct Kept {
+    body: Incoming,
+    back: Option<(Arc<Pod>, Key, Sender)>,
+}
+
+impl Body for Kept {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
+        match &frame {
+            Some(Err(_)) => this.back = None,
+            Some(Ok(_)) if !this.body.is_end_stream() => {}
+            _ => this.give_back(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Kept {
+    fn give_back(&mut self) {
+        let Some((pod, key, mut sender)) = self.back.take() else { return };
+        let keeper = Arc::clone(&pod);
+        // The connection is ready a moment after its body ended.
+        pod.tasks.spawn(async move {
+            if matches!(timeout(KEEP_ALIVE, sender.ready()).await, Ok(Ok(()))) {
+                keeper.connections.keep(key, sender);
+            }
+        });
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // A body nobody looked at, because it is empty, has ended too.
+        if self.body.is_end_stream() {
+            self.give_back();
+        }
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,7 @@ use crate::{
     images::{self, Content, Images, Layer, Stored},
     keyvalue::Memory,
     limits::{Counters, Cpu, HTTP_MEMORY, Meter},
+    outbound::Connections,
     program::{Program, Programs},
     sockets::MAX_SOCKETS,
 };
@@ -273,7 +274,7 @@ impl WasmRuntime {
             None => {
                 let program = self.programs.get(&self.images, stored).await?;
                 // A directory that cannot be mounted fails the start, not the program.
-                drop(container.around.store()?);
+                container.around.check()?;
                 self.launch_command(container, program, spec);
                 Ok(())
             }
@@ -287,7 +288,7 @@ impl WasmRuntime {
         spec: &ContainerSpec,
     ) -> Result<(), Error> {
         service.program().await?;
-        drop(container.around.store()?);
+        container.around.check()?;
         let tcp = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp);
         let port = tcp.map_or(DEFAULT_PORT, |port| port.number);
         let address = SocketAddr::new(container.around.pod.sandbox.ip, port);
@@ -346,7 +347,7 @@ fn arguments(spec: &ContainerSpec) -> Vec<String> {
     name.into_iter().chain(spec.args.iter().cloned()).collect()
 }
 
-/// Lets go of the code of idle services.
+/// Lets go of the code of idle services and of connections nobody uses.
 async fn cool(state: Arc<Mutex<State>>, warm: Duration, over: CancellationToken) {
     let mut ticks = tokio::time::interval((warm / 2).max(Duration::from_millis(100)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -355,13 +356,13 @@ async fn cool(state: Arc<Mutex<State>>, warm: Duration, over: CancellationToken)
             () = over.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let services: Vec<_> = {
+        let (services, pods): (Vec<_>, Vec<_>) = {
             let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.containers.values().filter_map(|container| container.service.clone()).collect()
+            let services = state.containers.values().filter_map(|container| container.service.clone());
+            (services.collect(), state.pods.values().cloned().collect())
         };
-        for service in services {
-            service.cool(warm);
-        }
+        services.iter().for_each(|service| service.cool(warm));
+        pods.iter().for_each(|pod| pod.connections.cool());
     }
 }
 
@@ -412,6 +413,7 @@ impl Runtime for WasmRuntime {
                 sandbox,
                 network: Arc::clone(&self.network),
                 tls: Arc::clone(&self.tls),
+                connections: Connections::default(),
                 buckets: Arc::new(Memory::default()),
                 sockets: Arc::new(Semaphore::new(MAX_SOCKETS)),
                 tasks: self.tasks.clone(),

@@ -11,7 +11,10 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
 };
 use ketch_runtime::{Body, HttpError};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use wasmtime_wasi_http::Error as HttpProblem;
 
@@ -20,18 +23,26 @@ use super::service::{Service, outgoing};
 /// Longest a client may take to send a request's header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Connections a container has at a time; more wait in the kernel's backlog.
+const MAX_CONNECTIONS: usize = 1000;
+
 /// Accepts connections until `closing`, then waits for the requests in flight.
 pub(crate) async fn serve(listener: TcpListener, service: Arc<Service>, closing: CancellationToken) {
     let connections = TaskTracker::new();
     let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let accepted = tokio::select! {
+        let next = async {
+            let place = Arc::clone(&places).acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
             biased;
             () = closing.cancelled() => break,
-            accepted = listener.accept() => accepted,
+            next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => connect(stream, &service, &graceful, &connections),
+            Ok((stream, _)) => connect(stream, &service, &graceful, &connections, place.ok()),
             // Out of descriptors, or the client left: neither ends the server.
             Err(error) => {
                 tracing::debug!(%error, "accept failed");
@@ -52,6 +63,7 @@ fn connect(
     service: &Arc<Service>,
     graceful: &GracefulShutdown,
     connections: &TaskTracker,
+    place: Option<OwnedSemaphorePermit>,
 ) {
     // Without it answers only wait; failing to set it is no reason to fail.
     _ = stream.set_nodelay(true);
@@ -66,6 +78,7 @@ fn connect(
     });
     let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), handler).into_owned());
     connections.spawn(async move {
+        let _place = place;
         tokio::select! {
             () = over.cancelled() => {}
             result = connection => {

@@ -28,6 +28,46 @@ fn requests_go_through_the_network() {
 }
 
 #[test]
+fn requests_share_connections() {
+    run(async {
+        let listener = tokio::net::TcpListener::bind("127.42.98.1:18080").await.unwrap();
+        // Says which connection it answers on, and from where that came.
+        let server = async {
+            let mut connections = tokio::task::JoinSet::new();
+            for number in 0.. {
+                let (stream, peer) = listener.accept().await.unwrap();
+                let answer = move |_| async move {
+                    let text = format!("{number} {}", peer.ip());
+                    Ok::<_, std::convert::Infallible>(http::Response::new(text))
+                };
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let service = hyper::service::service_fn(answer);
+                let connection = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+                connections.spawn(connection);
+            }
+        };
+        let client = async {
+            let pod = Pod::of("hello").await.start().await;
+            let mut last = String::new();
+            // A connection comes back a moment after its answer: not necessarily in time for the next request.
+            loop {
+                let (status, text) = pod.get("/fetch?url=http://127.42.98.1:18080/").await.unwrap();
+                assert_eq!(status, 200);
+                assert!(text.ends_with(&format!(" {}", pod.ip)), "{text}");
+                if text == std::mem::replace(&mut last, text.clone()) {
+                    break;
+                }
+            }
+            pod.remove().await;
+        };
+        tokio::select! {
+            () = client => {}
+            () = server => {}
+        }
+    });
+}
+
+#[test]
 fn components_that_call_each_other_for_ever_are_cut() {
     run(async {
         let pod = Pod::of("hello").await.start().await;
