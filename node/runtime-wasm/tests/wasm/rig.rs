@@ -271,7 +271,8 @@ impl Pod {
             }
         };
         let waited = tokio::time::timeout(PATIENCE, wait).await;
-        assert!(waited.is_ok(), "no {text:?} in {:?}", self.log());
+        let log = self.log();
+        assert!(waited.is_ok(), "no {text:?} in {:?}", &log[log.len().saturating_sub(20)..]);
     }
 
     /// Waits until no instance of the container lives.

@@ -1,11 +1,12 @@
 //! HTTP components.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use ketch_runtime::{ContainerState, HttpError, Reuse, Runtime};
+use ketch_runtime::{ContainerState, HttpError, Reuse, Runtime, log::LogLimits};
+use ketch_runtime_wasm::{InProcessCompiler, Options, WasmRuntime};
 
-use crate::rig::{PATIENCE, Pod, fetch, run};
+use crate::rig::{Loopback, PATIENCE, Pod, fetch, run};
 
 #[test]
 fn hello_answers_in_process_and_over_its_socket() {
@@ -173,10 +174,18 @@ fn processor_time_is_limited() {
 #[test]
 fn a_flood_of_lines_is_cut_and_said_so() {
     run(async {
-        let pod = Pod::of("misbehave").await.with(|spec| spec.memory = None).start().await;
-        assert_eq!(pod.get("/flood?n=400000").await.unwrap().0, 200);
+        let dir = tempfile::tempdir().unwrap();
+        let mut options =
+            Options::new(dir.path().to_owned(), Arc::new(Loopback), Arc::new(InProcessCompiler));
+        options.logs = LogLimits { rate: 1 << 10, burst: 1 << 16, ..LogLimits::default() };
+        let runtime = Arc::new(WasmRuntime::new(options).unwrap());
+        let pod = Pod::on(Arc::clone(&runtime), "test.local/misbehave:1", Arc::default()).await.start().await;
+        assert_eq!(pod.get("/flood?n=20000").await.unwrap().0, 200);
         pod.logged("log lines dropped").await;
+        let kept = pod.log().len();
+        assert!((100..5000).contains(&kept), "{kept} lines kept");
         pod.remove().await;
+        runtime.shutdown().await;
     });
 }
 
