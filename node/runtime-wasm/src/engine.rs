@@ -146,6 +146,8 @@ pub(crate) struct EngineHost {
     pub(crate) hash: String,
     /// One permit per instance that may be live.
     pub(crate) instances: Arc<Semaphore>,
+    /// One permit per processor, for guests that compute.
+    pub(crate) hogs: Arc<Semaphore>,
     pub(crate) clock: Clock,
 }
 
@@ -161,7 +163,8 @@ impl EngineHost {
         let hash = hash(&engine);
         tracing::info!(layout = layout.as_str(), instances, "wasm engine");
         let instances = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(usize::MAX)));
-        Ok(Self { engine, layout, hash, instances, clock })
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self { engine, layout, hash, instances, hogs: Arc::new(Semaphore::new(processors)), clock })
     }
 
     /// Halves the pool until it can be had: other things in this process may hold address space too.

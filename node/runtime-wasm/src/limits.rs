@@ -11,10 +11,14 @@ use std::{
 };
 
 use ketch_runtime::Usage;
-use tokio::time::Sleep;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::OwnedSemaphorePermit,
+    time::Sleep,
+};
 use wasmtime::ResourceLimiter;
 
-use crate::engine::EngineHost;
+use crate::engine::{EngineHost, TICK};
 
 /// Table elements of one instance.
 const TABLE_ELEMENTS: usize = 100_000;
@@ -36,6 +40,9 @@ pub(crate) const HEADER_BYTES: usize = 64 << 10;
 
 /// Memory of an instance of an HTTP component when the container has no limit.
 pub(crate) const HTTP_MEMORY: u64 = 128 << 20;
+
+/// A poll this long was ended by the clock: the guest computes.
+const SLICE: Duration = Duration::from_millis(TICK.as_millis() as u64 / 2);
 
 /// What a container used so far; shared by its instances.
 #[derive(Debug, Default)]
@@ -184,10 +191,23 @@ fn clamp(nanos: u64) -> i64 {
 
 /// Runs guest code: keeps the clock going while it is polled, counts the time, delays polls of a container
 /// that is over its limit.
+///
+/// A guest that computes for a whole tick goes on away from the executor's threads, one slice at a time and
+/// in turn with others of its kind ([`EngineHost::hogs`]), until it waits for something: what else runs on
+/// the executor then shares processors with it by the kernel's scheduler, not by waiting behind it.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
-    delay: Option<Pin<Box<Sleep>>>,
+    before: Before,
     meter: Meter,
+}
+
+/// What comes before the next poll.
+enum Before {
+    Nothing,
+    /// A container over its limit waits; then, if it computes, for its turn.
+    Delay(Pin<Box<Sleep>>, bool),
+    /// A guest that computes waits for its turn.
+    Turn(Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>),
 }
 
 /// What [`Metered`] reports to.
@@ -201,7 +221,44 @@ pub(crate) struct Meter {
 impl Meter {
     /// Meters a future that runs guest code.
     pub(crate) fn run<F: Future>(&self, guest: F) -> Metered<F> {
-        Metered { guest: Box::pin(guest), delay: None, meter: self.clone() }
+        Metered { guest: Box::pin(guest), before: Before::Nothing, meter: self.clone() }
+    }
+
+    /// A place among the guests that compute.
+    fn turn(&self) -> Before {
+        let hogs = Arc::clone(&self.engine.hogs);
+        Before::Turn(Box::pin(async move { hogs.acquire_owned().await.ok() }))
+    }
+}
+
+impl<F: Future> Metered<F> {
+    fn poll_guest(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
+        let _running = self.meter.engine.clock.run();
+        self.guest.as_mut().poll(context)
+    }
+
+    /// Waits for what comes before the next poll.
+    fn poll_before(&mut self, context: &mut Context<'_>) -> Poll<Option<OwnedSemaphorePermit>> {
+        loop {
+            match &mut self.before {
+                Before::Nothing => return Poll::Ready(None),
+                Before::Delay(delay, computes) => {
+                    ready!(delay.as_mut().poll(context));
+                    self.before = if *computes { self.meter.turn() } else { Before::Nothing };
+                }
+                Before::Turn(turn) => return turn.as_mut().poll(context),
+            }
+        }
+    }
+
+    /// What comes before the next poll, after one that took `used` and ended at `end`.
+    fn next(&self, used: Duration, end: Instant) -> Before {
+        let computes = used >= SLICE;
+        match self.meter.cpu.charge(used, end) {
+            Some(delay) => Before::Delay(Box::pin(tokio::time::sleep(delay)), computes),
+            None if computes => self.meter.turn(),
+            None => Before::Nothing,
+        }
     }
 }
 
@@ -210,31 +267,27 @@ impl<F: Future> Future for Metered<F> {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
-        if let Some(delay) = &mut this.delay {
-            ready!(delay.as_mut().poll(context));
-            this.delay = None;
-        }
+        let turn = ready!(this.poll_before(context));
         let start = Instant::now();
-        let result = {
-            let _running = this.meter.engine.clock.run();
-            this.guest.as_mut().poll(context)
+        let result = match turn {
+            Some(_held) if may_block() => tokio::task::block_in_place(|| this.poll_guest(context)),
+            _ => this.poll_guest(context),
         };
         let end = Instant::now();
         let used = end.saturating_duration_since(start);
         this.meter.counters.cpu_nanos.fetch_add(nanos(used), Relaxed);
-        if let Some(delay) = this.meter.cpu.charge(used, end)
-            && result.is_pending()
-        {
-            let mut sleep = Box::pin(tokio::time::sleep(delay));
-            // Registers the timer. The guest's own wakers stay registered: they find the delay first.
-            if sleep.as_mut().poll(context).is_pending() {
-                this.delay = Some(sleep);
-            } else {
-                context.waker().wake_by_ref();
-            }
+        this.before = this.next(used, end);
+        if result.is_pending() && !matches!(this.before, Before::Nothing) {
+            // What comes before has to be polled for it to wake anyone. The guest's own wakers stay.
+            context.waker().wake_by_ref();
         }
         result
     }
+}
+
+/// Whether this thread's other tasks can go elsewhere.
+fn may_block() -> bool {
+    Handle::try_current().is_ok_and(|executor| executor.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 #[cfg(test)]

@@ -110,6 +110,36 @@ fn measure() {
     });
 }
 
+/// Not a test: measures what guests that compute do to others.
+#[test]
+#[ignore = "a measurement"]
+fn neighbours() {
+    run(async {
+        let limit = Duration::from_secs(3);
+        let bad = Pod::of("misbehave").await.with(|spec| spec.request_timeout = limit).start().await;
+        let good = Pod::of("hello").await.start().await;
+        for spinners in [0, 4, 16] {
+            let loops = futures::future::join_all((0..spinners).map(|_| bad.get("/loop")));
+            let calls = async {
+                let mut times = Vec::new();
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_secs(2) {
+                    let start = Instant::now();
+                    assert_eq!(good.get("/").await.unwrap().0, 200);
+                    times.push(start.elapsed());
+                }
+                times.sort();
+                eprintln!(
+                    "{spinners} spinners: p50 {:?} p99 {:?}",
+                    times[times.len() / 2],
+                    times[times.len() * 99 / 100]
+                );
+            };
+            futures::future::join(loops, calls).await;
+        }
+    });
+}
+
 #[test]
 fn a_thousand_idle_pods_cost_little() {
     guest("hello");
