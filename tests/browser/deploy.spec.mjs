@@ -72,6 +72,10 @@ test("a dropped component becomes a URL, a new revision and a rollback", async (
   await ketch.call("hello", "/seen-in-the-console");
   await expect(page.getByText("/seen-in-the-console").first()).toBeVisible();
 
+  await page.getByRole("link", { name: "Overview", exact: true }).last().click();
+  await expect(page.getByText("hello-00001").first()).toBeVisible();
+  await page.screenshot({ path: "test-results/app.png" });
+
   const stop = load("hello");
   await page.getByRole("link", { name: "New revision" }).click();
   await page.locator("#file").setInputFiles(changed(guest("hello")));
@@ -80,7 +84,8 @@ test("a dropped component becomes a URL, a new revision and a rollback", async (
   await page.getByRole("link", { name: "Go to the app" }).click();
   await page.getByRole("link", { name: "Revisions" }).click();
   await expect(page.getByText("hello-00002").first()).toBeVisible();
-  await page.getByRole("button", { name: "Roll back to this" }).first().click();
+  // Only a revision without traffic can be rolled back to.
+  await page.getByRole("button", { name: "Roll back to this", disabled: false }).first().click();
   await expect
     .poll(() => ketch.kubectl("get", "function", "hello", "-o", "jsonpath={.status.traffic[0].revisionName}"))
     .toBe("hello-00001");

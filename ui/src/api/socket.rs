@@ -29,6 +29,9 @@ pub(crate) enum Link {
     Offline,
 }
 
+/// Between looks at whether there is a session, in milliseconds.
+const ADMISSION: u32 = 50;
+
 struct Subscription {
     start: String,
     frames: UnboundedSender<Frame>,
@@ -57,11 +60,12 @@ pub(crate) struct Watch {
 }
 
 impl Hub {
-    /// Starts the connection's task, which runs as long as the owner that calls this.
-    pub(crate) fn start() -> Self {
+    /// Starts the connection's task, which runs as long as the owner that calls this. It connects while
+    /// `admitted`: without a session the server would refuse it.
+    pub(crate) fn start(admitted: Signal<bool>) -> Self {
         let hub = Self { inner: Rc::default(), link: RwSignal::new(Link::Connecting) };
         let runner = hub.clone();
-        dom::spawn_scoped(async move { runner.run().await });
+        dom::spawn_scoped(async move { runner.run(admitted).await });
         hub
     }
 
@@ -92,9 +96,12 @@ impl Hub {
         false
     }
 
-    async fn run(&self) {
+    async fn run(&self, admitted: Signal<bool>) {
         let mut attempt = 0;
         loop {
+            while !admitted.get_untracked() {
+                dom::sleep(ADMISSION).await;
+            }
             if self.connect().await {
                 attempt = 0;
             }

@@ -69,8 +69,10 @@ impl Console {
     /// Makes the state and starts the clock and the watch connection.
     pub(crate) fn provide() -> Self {
         let namespace = dom::query("ns").or_else(|| dom::stored("namespace")).unwrap_or_default();
+        let access = RwSignal::new(Access::Checking);
+        let admitted = Signal::derive(move || access.with(|access| matches!(access, Access::In(_))));
         let console = Self {
-            access: RwSignal::new(Access::Checking),
+            access,
             namespace: RwSignal::new(namespace),
             now: RwSignal::new(dom::now()),
             theme: RwSignal::new(Theme::stored()),
@@ -78,7 +80,7 @@ impl Console {
             palette: RwSignal::new(false),
             keys: RwSignal::new(false),
             dropped: RwSignal::new_local(None),
-            hub: StoredValue::new_local(Hub::start()),
+            hub: StoredValue::new_local(Hub::start(admitted)),
         };
         provide_context(console);
         dom::spawn_scoped(async move {
