@@ -1,11 +1,13 @@
-//! The durable back end: a redb file behind one committer thread, read from memory.
+//! The durable back end: a journal and a redb database behind one committer thread, read from memory.
 //!
-//! Every write goes through the committer, which gathers what is waiting into one transaction, so that the
-//! cost of making it durable is shared. Reads never open the file, except for history older than memory.
+//! Every write goes through the committer, which gathers what is waiting into one frame of the journal, so
+//! that the cost of making it durable is shared. The database gets many frames at a time. Reads never open
+//! it, except for history older than memory.
 
 mod committer;
 mod failure;
 mod history;
+mod journal;
 mod open;
 mod tables;
 
@@ -17,7 +19,7 @@ use crate::{Error, ListOptions, Page, Revision, Storage, UpdateFn, Versioned, Wa
 use async_trait::async_trait;
 use committer::Request;
 use history::Log;
-use redb::Database;
+use redb::{Database, StorageBackend};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -45,23 +47,32 @@ impl Slot {
 pub struct RedbOptions {
     /// Watches.
     pub watch: WatchOptions,
-    /// Most writes that share one transaction.
+    /// Most writes that share one sync.
     pub batch: usize,
     /// Writes that may wait for the committer; more wait outside, in their callers.
     pub queue: usize,
     /// Memory for pages of the file. Values are in memory anyway, so this serves writes only.
     pub cache_bytes: usize,
+    /// Size of the journal on disk. 0: every batch is a transaction of the database.
+    pub journal_bytes: u64,
 }
 
 impl Default for RedbOptions {
     fn default() -> Self {
-        RedbOptions { watch: WatchOptions::default(), batch: 512, queue: 2_048, cache_bytes: 16 << 20 }
+        RedbOptions {
+            watch: WatchOptions::default(),
+            batch: 512,
+            queue: 2_048,
+            cache_bytes: 16 << 20,
+            journal_bytes: 8 << 20,
+        }
     }
 }
 
-/// A [`Storage`] in one file of a directory.
+/// A [`Storage`] in one directory.
 ///
-/// Writes are acknowledged after two-phase commit and fsync. When the disk fills up or fails, the writes
+/// Writes are acknowledged after they are synced to the journal, which is replayed into the database when
+/// the process or the machine went down before the next two-phase commit. When the disk fills up or fails, the writes
 /// under way fail, what was acknowledged stays, reads go on, and writes are tried again as they come.
 pub struct RedbStore {
     shared: Arc<Shared>,
@@ -71,7 +82,8 @@ pub struct RedbStore {
 }
 
 impl RedbStore {
-    /// Name of the store's file in its directory; a snapshot put there under this name is a restored store.
+    /// Name of the database in the store's directory. A snapshot put there under this name is a restored
+    /// store; a journal that lies beside it from before is ignored.
     pub const FILE: &'static str = "store.redb";
 
     /// Opens the store in the directory `dir`, which is made if it is missing. Blocks while it reads all
@@ -80,35 +92,51 @@ impl RedbStore {
     /// # Errors
     /// [`Error::InUse`] while another process, or another value in this one, has it open.
     pub fn open(dir: impl AsRef<Path>, options: RedbOptions) -> Result<Self, Error> {
-        let (lock, medium) = open::directory(dir.as_ref(), options.cache_bytes)?;
-        Self::start(medium, Some(lock), options)
+        let directory = open::directory(dir.as_ref(), options.cache_bytes)?;
+        Self::start(directory.medium, directory.journal, Some(directory.lock), options)
     }
 
-    /// Opens the store on a medium of the caller's making, which is asked again after IO errors. For tests
+    /// Opens the store on media of the caller's making; `medium` is asked again after IO errors. For tests
     /// that inject faults below the store.
     #[cfg(feature = "testing")]
-    pub fn open_on<M>(medium: M, options: RedbOptions) -> Result<Self, Error>
+    pub fn open_on<M>(
+        medium: M,
+        journal: Box<dyn StorageBackend>,
+        options: RedbOptions,
+    ) -> Result<Self, Error>
     where
         M: Fn() -> Result<Database, redb::DatabaseError> + Send + 'static,
     {
-        Self::start(Box::new(medium), None, options)
+        Self::start(Box::new(medium), journal, None, options)
     }
 
-    fn start(medium: Medium, lock: Option<std::fs::File>, options: RedbOptions) -> Result<Self, Error> {
+    fn start(
+        medium: Medium,
+        journal: Box<dyn StorageBackend>,
+        lock: Option<std::fs::File>,
+        options: RedbOptions,
+    ) -> Result<Self, Error> {
         let database = medium().map_err(failure::opening)?;
         let loaded = open::load(&database).map_err(|failure| failure.error())?;
-        let shared = Shared::new(loaded.view, loaded.compacted, true, options.watch.clone());
+        let (journal, events) =
+            journal::Journal::open(journal, loaded.journal, loaded.view.revision, options.journal_bytes)
+                .map_err(|failure| failure.error())?;
+        let shared = Shared::new(loaded.view.clone(), loaded.compacted, true, options.watch.clone());
+        shared.publish(loaded.view.after(&events), events.clone());
         let slot = Slot::default();
         slot.set(Some(Arc::new(database)));
         let (requests, queue) = mpsc::channel(options.queue.max(1));
-        let committer = committer::Committer::new(
-            shared.clone(),
+        let committer = committer::Committer {
+            shared: shared.clone(),
             medium,
-            slot.clone(),
+            slot: slot.clone(),
             lock,
-            loaded.compacted,
-            options.batch.max(1),
-        );
+            journal,
+            unlogged: events,
+            forgotten: loaded.compacted,
+            batch: options.batch.max(1),
+            failed: None,
+        };
         let thread = std::thread::Builder::new()
             .name("store-commit".into())
             .spawn(move || committer.run(queue))

@@ -27,8 +27,9 @@ struct Feed {
     floor: Revision,
     revision: Revision,
     compacted: Revision,
-    /// Whether what falls out of the ring can still be read elsewhere. If not it counts as compacted.
-    has_log: bool,
+    /// The last event that can be read elsewhere when it has left the ring; later ones stay in it. `None`:
+    /// there is no elsewhere, what leaves the ring counts as compacted.
+    logged: Option<Revision>,
     /// By prefix, so that an event is compared with each prefix once however many watch it.
     groups: BTreeMap<Arc<str>, Vec<Watcher>>,
     next_id: u64,
@@ -66,7 +67,8 @@ pub(crate) struct Recent {
 }
 
 impl Shared {
-    /// `has_log`: events that leave memory can still be read from the back end, down to `compacted`.
+    /// `has_log`: events that leave memory can still be read from the back end, down to `compacted`; those
+    /// after `view` once the back end says so with [`Shared::set_logged`].
     pub(crate) fn new(view: View, compacted: Revision, has_log: bool, options: WatchOptions) -> Arc<Self> {
         let revision = view.revision;
         Arc::new(Shared {
@@ -77,7 +79,7 @@ impl Shared {
                 floor: revision,
                 revision,
                 compacted,
-                has_log,
+                logged: has_log.then_some(revision),
                 groups: BTreeMap::new(),
                 next_id: 0,
                 closed: false,
@@ -172,6 +174,13 @@ impl Shared {
         Ok(true)
     }
 
+    /// Everything up to `revision` can be read from the back end's log.
+    pub(crate) fn set_logged(&self, revision: Revision) {
+        let mut feed = self.feed();
+        feed.logged = Some(revision);
+        feed.trim(&self.options);
+    }
+
     /// Ends every watch; later ones are refused.
     pub(crate) fn close(&self) {
         let mut feed = self.feed();
@@ -219,11 +228,12 @@ impl Feed {
 
     fn trim(&mut self, options: &WatchOptions) {
         while self.ring.len() > options.recent_events || self.ring_bytes > options.recent_bytes {
-            if !self.drop_oldest() {
+            let only_here = self.logged.is_some_and(|logged| self.floor >= logged);
+            if only_here || !self.drop_oldest() {
                 break;
             }
         }
-        if !self.has_log {
+        if self.logged.is_none() {
             self.compacted = self.compacted.max(self.floor);
         }
     }
@@ -343,7 +353,10 @@ mod tests {
         let options = WatchOptions { recent_events: 2, ..WatchOptions::default() };
         let shared = Shared::new(View::default(), 0, true, options);
         (0..5).for_each(|_| write(&shared, "/a"));
+        assert_eq!(live(shared.join(&"/".into(), 0).unwrap()).0.len(), 5, "not in the log yet");
+        shared.set_logged(4);
         assert!(matches!(shared.join(&"/".into(), 2), Ok(Join::Behind)));
+        assert_eq!(live(shared.join(&"/".into(), 3).unwrap()).0.len(), 2);
     }
 
     #[test]

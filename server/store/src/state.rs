@@ -32,7 +32,16 @@ impl View {
         Page { items, revision: self.revision, remaining: keys.count() }
     }
 
-    /// Takes `event` back, or moves over it: the key has `value` afterwards.
+    /// The state that the next `events` lead to.
+    pub(crate) fn after(mut self, events: &[Arc<Event>]) -> Self {
+        for event in events {
+            self.set(&event.key, event.current.clone());
+            self.revision = event.revision;
+        }
+        self
+    }
+
+    /// Gives the key a value, or none.
     pub(crate) fn set(&mut self, key: &Arc<str>, value: Option<Versioned>) {
         match value {
             Some(versioned) => self.values.insert(key.clone(), versioned),

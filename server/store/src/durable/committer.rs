@@ -2,10 +2,12 @@
 //!
 //! A batch is what is waiting when the last one is done, up to a limit. Its callbacks run against the state
 //! the batch leads to; only when that state is on disk is it published, and only then are callers answered.
+//! On disk means in the journal; the database follows when there is nothing to do, or the journal is full.
 
 use super::failure::Failure;
+use super::journal::Journal;
 use super::open::load;
-use super::tables::{self, Batch};
+use super::tables::{self, Checkpoint};
 use super::{Medium, Slot};
 use crate::feed::Shared;
 use crate::state::Pending;
@@ -19,6 +21,10 @@ use tokio::sync::{mpsc, oneshot};
 
 /// History forgotten per transaction, so that compaction never holds up writes for long.
 const COMPACTION_STEP: u64 = 1_000;
+/// Events worth a checkpoint when nobody is waiting.
+const CHECKPOINT_IDLE: usize = 512;
+/// Events that are put into the database even if somebody is.
+const CHECKPOINT_BUSY: usize = 4_096;
 /// Time between attempts to reopen the file after a failure: reopening can mean reading all of it.
 const REOPEN_AFTER: Duration = Duration::from_millis(200);
 
@@ -44,15 +50,18 @@ pub(super) enum Request {
 
 /// State of the thread.
 pub(super) struct Committer {
-    shared: Arc<Shared>,
-    medium: Medium,
-    slot: Slot,
+    pub(super) shared: Arc<Shared>,
+    pub(super) medium: Medium,
+    pub(super) slot: Slot,
     /// Held to the end, so that nobody else opens the directory meanwhile.
-    lock: Option<File>,
+    pub(super) lock: Option<File>,
+    pub(super) journal: Journal,
+    /// Published events that are in the journal only.
+    pub(super) unlogged: Vec<Arc<Event>>,
     /// Last revision missing from the log on disk.
-    forgotten: Revision,
-    batch: usize,
-    failed: Option<(Instant, Failure)>,
+    pub(super) forgotten: Revision,
+    pub(super) batch: usize,
+    pub(super) failed: Option<(Instant, Failure)>,
 }
 
 /// Where an answer of type `T` goes.
@@ -66,17 +75,6 @@ struct Answers {
 }
 
 impl Committer {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        medium: Medium,
-        slot: Slot,
-        lock: Option<File>,
-        forgotten: Revision,
-        batch: usize,
-    ) -> Self {
-        Committer { shared, medium, slot, lock, forgotten, batch, failed: None }
-    }
-
     /// Serves requests until all senders are gone.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         let mut batch = Vec::with_capacity(self.batch);
@@ -88,17 +86,24 @@ impl Committer {
                 batch.push(next);
             }
             self.commit(&mut batch);
+            let worthwhile = if queue.is_empty() { CHECKPOINT_IDLE } else { CHECKPOINT_BUSY };
+            if self.unlogged.len() >= worthwhile {
+                // What fails here is not lost, and is tried again; whoever writes next is told.
+                let _ = self.checkpoint(None, &[]);
+            }
         }
+        // The journal has it all, but a database that is whole is quicker to open.
+        let _ = self.checkpoint(None, &[]);
         self.shared.close();
         self.slot.set(None);
         drop(self.lock);
     }
 
     fn commit(&mut self, batch: &mut Vec<Request>) {
-        let database = match self.database() {
-            Ok(database) => database,
-            Err(failure) => return refuse(batch, &failure),
-        };
+        // Before anything is decided: a checkpoint that seemed to fail may have written events.
+        if let Err(failure) = self.database() {
+            return refuse(batch, &failure);
+        }
         let mut pending = Pending::new(self.shared.view());
         let mut answers = Answers::default();
         for request in batch.drain(..) {
@@ -109,19 +114,55 @@ impl Committer {
                 Request::Compact { to, reply } => answers.compactions.push((reply, to)),
             }
         }
-        let forget = self.compaction_step(&answers);
-        match write(&database, &pending.events, forget.clone()) {
-            Ok(()) => {
+        match self.write(pending, self.compaction_step(&answers)) {
+            Ok(()) => answers.send(self.forgotten),
+            Err(failure) => answers.fail(&failure),
+        }
+    }
+
+    /// Makes a batch durable and publishes it.
+    fn write(&mut self, pending: Pending, forget: Option<RangeInclusive<Revision>>) -> Result<(), Failure> {
+        let Pending { view, events } = pending;
+        let journaled = events.is_empty() || forget.is_none() && self.journal.append(&events)?;
+        if !journaled || forget.is_some() {
+            self.checkpoint(forget, &events)?;
+        } else {
+            self.unlogged.extend_from_slice(&events);
+        }
+        if !events.is_empty() {
+            self.shared.publish(view, events);
+        }
+        Ok(())
+    }
+
+    /// Puts into the database what is in the journal only, and `more`, which is not published yet.
+    fn checkpoint(
+        &mut self,
+        forget: Option<RangeInclusive<Revision>>,
+        more: &[Arc<Event>],
+    ) -> Result<(), Failure> {
+        let events = [&*self.unlogged, more].concat();
+        if events.is_empty() && forget.is_none() {
+            return Ok(());
+        }
+        let database = self.database()?;
+        let written = tables::new_salt().and_then(|salt| {
+            let checkpoint = Checkpoint { events: &events, forget: forget.clone(), salt };
+            tables::write(&database, &checkpoint).map(|()| salt)
+        });
+        match written {
+            Ok(salt) => {
+                self.journal.restart(salt);
+                self.unlogged.clear();
                 self.forgotten = forget.map_or(self.forgotten, |step| *step.end());
-                if !pending.events.is_empty() {
-                    self.shared.publish(pending.view, pending.events);
-                }
-                answers.send(self.forgotten);
+                self.shared.set_logged(events.last().map_or(self.shared.revision(), |event| event.revision));
+                Ok(())
             }
-            Err(failure) => {
+            Err(error) => {
                 drop(database);
+                let failure = Failure::new("writing to the store's file", error);
                 self.fail(&failure);
-                answers.fail(&failure);
+                Err(failure)
             }
         }
     }
@@ -159,24 +200,29 @@ impl Committer {
         }
     }
 
-    /// Brings memory in line with a reopened file. A commit that reported failure can still have reached
-    /// the disk; then its events are published now, late but in order.
+    /// Brings memory in line with a reopened file. A checkpoint that reported failure can still have reached
+    /// the disk; then it counts, and what it held beyond the journal is published now, late but in order.
     fn reconcile(&mut self, database: &Database) -> Result<(), Failure> {
         let loaded = load(database)?;
-        let published = self.shared.revision();
-        if loaded.view.revision < published {
-            let message = format!("it is at revision {}, {published} was reached", loaded.view.revision);
+        let (logged, published) = (loaded.view.revision, self.shared.revision());
+        self.unlogged.retain(|event| event.revision > logged);
+        if logged + (self.unlogged.len() as u64) < published {
+            let message = format!("it is at revision {logged}, {published} was reached");
             return Err(Failure::corrupt("the store's file has lost acknowledged writes", message));
         }
-        let missed = usize::try_from(loaded.view.revision - published).unwrap_or(usize::MAX);
-        let (events, _) = tables::read_log(database, published, missed)?;
-        if events.len() != missed {
-            return Err(Failure::corrupt("reading the store's history", "revisions are missing"));
+        if loaded.journal != self.journal.salt() {
+            self.journal.restart(loaded.journal);
         }
         self.forgotten = loaded.compacted;
+        let missed = usize::try_from(logged.saturating_sub(published)).unwrap_or(usize::MAX);
         if missed > 0 {
+            let (events, _) = tables::read_log(database, published, missed)?;
+            if events.len() != missed {
+                return Err(Failure::corrupt("reading the store's history", "revisions are missing"));
+            }
             self.shared.publish(loaded.view, events);
         }
+        self.shared.set_logged(logged);
         Ok(())
     }
 
@@ -185,18 +231,6 @@ impl Committer {
         self.slot.set(None);
         self.failed = Some((Instant::now(), failure.clone()));
     }
-}
-
-fn write(
-    database: &Database,
-    events: &[Arc<Event>],
-    forget: Option<RangeInclusive<Revision>>,
-) -> Result<(), Failure> {
-    if events.is_empty() && forget.is_none() {
-        return Ok(());
-    }
-    tables::write(database, &Batch { events, forget })
-        .map_err(|error| Failure::new("writing to the store's file", error))
 }
 
 fn refuse(batch: &mut Vec<Request>, failure: &Failure) {

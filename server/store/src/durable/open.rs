@@ -4,7 +4,8 @@ use super::failure::Failure;
 use super::{Medium, RedbStore, tables};
 use crate::state::View;
 use crate::{Error, Revision};
-use redb::{Builder, Database};
+use redb::backends::FileBackend;
+use redb::{Builder, Database, StorageBackend};
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
@@ -15,6 +16,16 @@ const RECLAIM_FROM: u64 = 64 << 20;
 pub(super) struct Loaded {
     pub(super) view: View,
     pub(super) compacted: Revision,
+    /// What the journal's frames are keyed with.
+    pub(super) journal: u64,
+}
+
+/// A directory this process owns.
+pub(super) struct Directory {
+    /// Held as long as the store is open; the database is reopened after IO errors, this is not.
+    pub(super) lock: File,
+    pub(super) medium: Medium,
+    pub(super) journal: Box<dyn StorageBackend>,
 }
 
 /// Reads everything a store needs in memory.
@@ -23,12 +34,11 @@ pub(super) fn load(database: &Database) -> Result<Loaded, Failure> {
     let view = tables::read_current(database)?;
     let meta =
         tables::read_meta(database).map_err(|error| Failure::new("reading the store's file", error))?;
-    Ok(Loaded { view, compacted: meta.compacted })
+    Ok(Loaded { view, compacted: meta.compacted, journal: meta.journal })
 }
 
-/// Locks `dir` for this process and returns the way to open the file in it. The lock is held as long as the
-/// file returned is open; it outlives the database, which is reopened after IO errors.
-pub(super) fn directory(dir: &Path, cache_bytes: usize) -> Result<(File, Medium), Error> {
+/// Locks `dir` for this process, makes what is missing in it, and opens it.
+pub(super) fn directory(dir: &Path, cache_bytes: usize) -> Result<Directory, Error> {
     std::fs::create_dir_all(dir).map_err(|source| io_error("creating the directory", dir, source))?;
     let lock_path = dir.join("store.lock");
     let lock = File::options()
@@ -51,7 +61,17 @@ pub(super) fn directory(dir: &Path, cache_bytes: usize) -> Result<(File, Medium)
         move || Builder::new().set_cache_size(cache_bytes).open(&path)
     };
     reclaim(&open, &path)?;
-    Ok((lock, Box::new(open)))
+    let journal = dir.join("store.journal");
+    let journal = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(&journal)
+        .map_err(|source| io_error("opening", &journal, source))?;
+    sync(dir)?;
+    let journal = FileBackend::new(journal).map_err(super::failure::opening)?;
+    Ok(Directory { lock, medium: Box::new(open), journal: Box::new(journal) })
 }
 
 /// Makes the file under another name first: a power cut while redb fills a new file leaves one that it
@@ -68,7 +88,11 @@ fn create(dir: &Path, path: &Path) -> Result<(), Error> {
     tables::prepare(&database).map_err(|failure| failure.error())?;
     drop(database);
     std::fs::rename(&unfinished, path).map_err(|source| io_error("naming", path, source))?;
-    // A file is only as durable as its name.
+    sync(dir)
+}
+
+/// A file is only as durable as its name.
+fn sync(dir: &Path) -> Result<(), Error> {
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|source| io_error("syncing the directory", dir, source))

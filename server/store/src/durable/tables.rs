@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `current` | key | revision, created (both u64, little endian), value |
 //! | `log` | revision | what changed, with the value before it |
-//! | `meta` | name | `revision`, `compacted`, `schema` |
+//! | `meta` | name | `revision`, `compacted`, `schema`, `journal` (what its frames are keyed with) |
 
 use super::failure::Failure;
 use crate::state::View;
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
 };
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ const HAS_PREVIOUS: u8 = 2;
 pub(super) struct Meta {
     pub(super) revision: Revision,
     pub(super) compacted: Revision,
+    pub(super) journal: u64,
 }
 
 /// Makes the tables of a new file, and refuses one of a later program.
@@ -49,6 +51,7 @@ pub(super) fn prepare(database: &Database) -> Result<(), Failure> {
             meta.insert("schema", SCHEMA)?;
             meta.insert("revision", 0)?;
             meta.insert("compacted", 0)?;
+            meta.insert("journal", new_salt()?)?;
             Ok(())
         })
         .map_err(failed),
@@ -63,37 +66,50 @@ fn read_schema(database: &Database) -> Result<Option<u64>, redb::Error> {
     }
 }
 
-/// Everything a commit writes.
-pub(super) struct Batch<'a> {
+/// A number nobody can guess.
+pub(super) fn new_salt() -> Result<u64, redb::Error> {
+    getrandom::u64().map_err(|error| redb::Error::Io(std::io::Error::other(error.to_string())))
+}
+
+/// Everything a checkpoint writes.
+pub(super) struct Checkpoint<'a> {
     pub(super) events: &'a [Arc<Event>],
     /// History to forget: the revisions from the oldest kept on, as far as this step goes.
     pub(super) forget: Option<RangeInclusive<Revision>>,
+    /// Voids the journal, whose events are among these.
+    pub(super) salt: u64,
 }
 
-/// Writes a batch in one durable transaction.
-pub(super) fn write(database: &Database, batch: &Batch<'_>) -> Result<(), redb::Error> {
+/// Writes a checkpoint in one durable transaction.
+pub(super) fn write(database: &Database, checkpoint: &Checkpoint<'_>) -> Result<(), redb::Error> {
     commit(database, |txn| {
         let mut current = txn.open_table(CURRENT)?;
         let mut log = txn.open_table(LOG)?;
         let mut meta = txn.open_table(META)?;
         let mut row = Vec::new();
-        for event in batch.events {
+        let mut newest = BTreeMap::new();
+        for event in checkpoint.events {
+            encode_event(event, &mut row);
+            log.insert(event.revision, row.as_slice())?;
+            newest.insert(&event.key, event);
+        }
+        // What a key was in between is history, not its value.
+        for (key, event) in newest {
             match &event.current {
                 Some(versioned) => {
                     encode_value(versioned, &mut row);
-                    current.insert(&*event.key, row.as_slice())?;
+                    current.insert(&**key, row.as_slice())?;
                 }
                 None => {
-                    current.remove(&*event.key)?;
+                    current.remove(&**key)?;
                 }
             }
-            encode_event(event, &mut row);
-            log.insert(event.revision, row.as_slice())?;
         }
-        if let Some(last) = batch.events.last() {
+        if let Some(last) = checkpoint.events.last() {
             meta.insert("revision", last.revision)?;
         }
-        if let Some(forget) = &batch.forget {
+        meta.insert("journal", checkpoint.salt)?;
+        if let Some(forget) = &checkpoint.forget {
             log.retain_in(forget.clone(), |_, _| false)?;
             meta.insert("compacted", *forget.end())?;
         }
@@ -126,6 +142,7 @@ pub(crate) fn write_copy(database: &Database, view: &View) -> Result<(), redb::E
         meta.insert("schema", SCHEMA)?;
         meta.insert("revision", view.revision)?;
         meta.insert("compacted", view.revision)?;
+        meta.insert("journal", new_salt()?)?;
         Ok(())
     })
 }
@@ -137,7 +154,7 @@ pub(super) fn read_meta(database: &Database) -> Result<Meta, redb::Error> {
 
 fn meta_of(meta: &ReadOnlyTable<&'static str, u64>) -> Result<Meta, redb::Error> {
     let field = |name: &str| Ok::<_, redb::Error>(meta.get(name)?.map_or(0, |value| value.value()));
-    Ok(Meta { revision: field("revision")?, compacted: field("compacted")? })
+    Ok(Meta { revision: field("revision")?, compacted: field("compacted")?, journal: field("journal")? })
 }
 
 /// Reads all current values.
@@ -196,7 +213,7 @@ fn decode_value(key: &Arc<str>, row: &[u8]) -> Option<Versioned> {
 }
 
 /// Flags, key, then the values that are there. Lengths are u64; the revision of the new value is the row's.
-fn encode_event(event: &Event, row: &mut Vec<u8>) {
+pub(super) fn encode_event(event: &Event, row: &mut Vec<u8>) {
     row.clear();
     let flag = |side: &Option<Versioned>, flag| if side.is_some() { flag } else { 0 };
     row.push(flag(&event.current, HAS_CURRENT) | flag(&event.previous, HAS_PREVIOUS));
@@ -208,7 +225,7 @@ fn encode_event(event: &Event, row: &mut Vec<u8>) {
     }
 }
 
-fn decode_event(revision: Revision, row: &[u8]) -> Option<Event> {
+pub(super) fn decode_event(revision: Revision, row: &[u8]) -> Option<Event> {
     let (flags, mut rest) = row.split_first()?;
     let key: Arc<str> = std::str::from_utf8(take_bytes(&mut rest)?).ok()?.into();
     let mut side = |flag| {

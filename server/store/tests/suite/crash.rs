@@ -1,6 +1,6 @@
 //! Power cuts at random points, full disks, and disks that lie.
 
-use crate::faults::{Fate, FaultyMedium};
+use crate::faults::{Fate, FaultyFile, FaultyMedium};
 use futures::FutureExt;
 use ketch_store::testing::{delete, next_change, put, watch_options};
 use ketch_store::{Error, ListOptions, RedbOptions, RedbStore, Revision, Storage, Versioned, Written};
@@ -33,9 +33,11 @@ impl Dice {
 }
 
 fn open(medium: &FaultyMedium) -> Result<Arc<dyn Storage>, Error> {
-    let medium = medium.clone();
-    let options = RedbOptions { watch: watch_options(8), batch: 4, ..RedbOptions::default() };
-    Ok(Arc::new(RedbStore::open_on(move || medium.open(), options)?))
+    let (medium, journal) = (medium.clone(), medium.journal.clone());
+    // Small, so that it fills up and starts over often.
+    let options =
+        RedbOptions { watch: watch_options(8), batch: 4, journal_bytes: 100_000, ..RedbOptions::default() };
+    Ok(Arc::new(RedbStore::open_on(move || medium.open(), Box::new(journal), options)?))
 }
 
 /// What has been acknowledged, by revision, and which writes were never answered: they may have happened.
@@ -139,7 +141,7 @@ async fn oldest_watch(store: &Arc<dyn Storage>, model: &Model) -> (Revision, ket
 async fn survive(seed: u64, syncing: bool) -> usize {
     let mut dice = Dice(seed);
     // A new file only gets its name when it is whole, so crashes begin after that.
-    let mut medium = FaultyMedium::default();
+    let mut medium = FaultyMedium::new();
     drop(open(&medium).unwrap());
     let mut model = Model::default();
     for _cut in 0..3 {
@@ -178,7 +180,7 @@ async fn the_power_cut_test_notices_a_disk_that_does_not_sync() {
 
 #[tokio::test]
 async fn a_full_disk_refuses_writes_until_there_is_space() {
-    let medium = FaultyMedium::default();
+    let medium = FaultyMedium::new();
     let store = open(&medium).unwrap();
     put(&store, "/a", "1").await.unwrap();
     let mut watch = store.watch("/", 0).await.unwrap();
@@ -199,15 +201,15 @@ async fn a_full_disk_refuses_writes_until_there_is_space() {
     assert_eq!(store.get("/a").await.unwrap().unwrap().value, "3");
 }
 
-#[tokio::test]
-async fn a_commit_that_only_seemed_to_fail_is_published() {
-    // Which of a commit's syncs lies decides whether the write is there; it must be consistent either way.
-    let medium = FaultyMedium::default();
+/// A write whose sync is reported as failed, on the journal or the database. It is unknown whether it is
+/// there, but whatever is seen must be so for good.
+async fn after_a_lie(file: impl Fn(&FaultyMedium) -> FaultyFile, size: usize) {
+    let medium = FaultyMedium::new();
     let store = open(&medium).unwrap();
     put(&store, "/a", "1").await.unwrap();
     let mut watch = store.watch("/", 1).await.unwrap();
-    medium.lie_about_next_sync();
-    let failed = put(&store, "/b", "1").await;
+    file(&medium).lie_about_next_sync();
+    let failed = put(&store, "/b", vec![1; size]).await;
     assert!(matches!(failed, Err(Error::Backend { .. })), "{failed:?}");
     assert_eq!(store.revision().await.unwrap(), 1);
     let written = retried(&store, "/c", "1").await;
@@ -220,6 +222,34 @@ async fn a_commit_that_only_seemed_to_fail_is_published() {
     let store = open(&medium.after_crash(|| Fate::Lost)).unwrap();
     assert_eq!(store.revision().await.unwrap(), written.revision);
     assert_eq!(store.get("/b").await.unwrap(), landed);
+}
+
+#[tokio::test]
+async fn a_journal_sync_that_only_seemed_to_fail() {
+    after_a_lie(|medium| medium.journal.clone(), 10).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_only_seemed_to_fail() {
+    // Too large for the journal, so it goes to the database at once.
+    after_a_lie(|medium| medium.database.clone(), 200_000).await;
+}
+
+#[tokio::test]
+async fn a_journal_outlives_a_database_that_cannot_be_written() {
+    let medium = FaultyMedium::new();
+    let store = open(&medium).unwrap();
+    medium.database.set_full(true);
+    put(&store, "/a", "1").await.unwrap();
+    let refused = put(&store, "/large", vec![1; 200_000]).await;
+    assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
+    drop(store);
+    medium.database.set_full(false);
+    let store = open(&medium.after_crash(|| Fate::Lost)).unwrap();
+    assert_eq!(store.get("/a").await.unwrap().unwrap().value, "1");
+    assert_eq!(store.revision().await.unwrap(), 1);
+    let mut watch = store.watch("/", 0).await.unwrap();
+    assert_eq!(next_change(&mut watch).await.unwrap().revision, 1);
 }
 
 /// Writes until the store has recovered.

@@ -7,15 +7,15 @@ use redb::{Builder, Database, DatabaseError, StorageBackend};
 use std::io;
 use std::sync::{Arc, Mutex};
 
-/// What the disk holds.
+/// What a file holds.
 #[derive(Debug, Default)]
-struct Disk {
+struct Content {
     synced: Vec<u8>,
     /// As the running program sees it.
     cached: Vec<u8>,
     unsynced: Vec<Write>,
-    /// Operations until everything fails; none: never.
-    fuse: Option<u64>,
+    /// Operations on any file until everything fails; none: never.
+    fuse: Arc<Mutex<Option<u64>>>,
     full: bool,
     /// Report the next sync as failed although it was done.
     lie_about_sync: bool,
@@ -29,16 +29,62 @@ enum Write {
     Bytes(u64, Vec<u8>),
 }
 
-/// A handle on a disk; clones see the same one.
+/// A handle on a file; clones see the same one.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FaultyMedium(Arc<Mutex<Disk>>);
+pub(crate) struct FaultyFile(Arc<Mutex<Content>>);
+
+/// The files of a store, which lose power together.
+#[derive(Clone, Debug)]
+pub(crate) struct FaultyMedium {
+    pub(crate) database: FaultyFile,
+    pub(crate) journal: FaultyFile,
+    fuse: Arc<Mutex<Option<u64>>>,
+}
 
 impl FaultyMedium {
+    pub(crate) fn new() -> Self {
+        Self::of(Vec::new(), Vec::new())
+    }
+
+    fn of(database: Vec<u8>, journal: Vec<u8>) -> Self {
+        let fuse: Arc<Mutex<Option<u64>>> = Arc::default();
+        let file = |image: Vec<u8>| {
+            let content =
+                Content { synced: image.clone(), cached: image, fuse: fuse.clone(), ..Content::default() };
+            FaultyFile(Arc::new(Mutex::new(content)))
+        };
+        FaultyMedium { database: file(database), journal: file(journal), fuse }
+    }
+
     pub(crate) fn open(&self) -> Result<Database, DatabaseError> {
-        Builder::new().set_cache_size(1 << 20).create_with_backend(self.clone())
+        Builder::new().set_cache_size(1 << 20).create_with_backend(self.database.clone())
     }
 
     /// From now on there is no space, or there is again.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.database.set_full(full);
+        self.journal.set_full(full);
+    }
+
+    /// From now on no sync has an effect, though it says it has.
+    pub(crate) fn stop_syncing(&self) {
+        self.database.0.lock().unwrap().never_sync = true;
+        self.journal.0.lock().unwrap().never_sync = true;
+    }
+
+    /// The power goes after `operations` more writes or syncs.
+    pub(crate) fn cut_power_after(&self, operations: u64) {
+        *self.fuse.lock().unwrap() = Some(operations);
+    }
+
+    /// What a new process finds: `keep` says of each unsynced write whether it reached the platter.
+    pub(crate) fn after_crash(&self, mut keep: impl FnMut() -> Fate) -> FaultyMedium {
+        Self::of(self.database.after_crash(&mut keep), self.journal.after_crash(&mut keep))
+    }
+}
+
+impl FaultyFile {
+    /// See [`FaultyMedium::set_full`].
     pub(crate) fn set_full(&self, full: bool) {
         self.0.lock().unwrap().full = full;
     }
@@ -48,21 +94,10 @@ impl FaultyMedium {
         self.0.lock().unwrap().lie_about_sync = true;
     }
 
-    /// From now on no sync has an effect, though it says it has.
-    pub(crate) fn stop_syncing(&self) {
-        self.0.lock().unwrap().never_sync = true;
-    }
-
-    /// The power goes after `operations` more writes or syncs.
-    pub(crate) fn cut_power_after(&self, operations: u64) {
-        self.0.lock().unwrap().fuse = Some(operations);
-    }
-
-    /// What a new process finds: `keep` says of each unsynced write whether it reached the platter.
-    pub(crate) fn after_crash(&self, mut keep: impl FnMut() -> Fate) -> FaultyMedium {
-        let disk = self.0.lock().unwrap();
-        let mut image = disk.synced.clone();
-        for write in &disk.unsynced {
+    fn after_crash(&self, keep: &mut impl FnMut() -> Fate) -> Vec<u8> {
+        let content = self.0.lock().unwrap();
+        let mut image = content.synced.clone();
+        for write in &content.unsynced {
             match (keep(), write) {
                 (Fate::Lost, _) => {}
                 (Fate::Torn, Write::Bytes(offset, bytes)) => {
@@ -71,8 +106,7 @@ impl FaultyMedium {
                 (Fate::Kept | Fate::Torn, write) => apply(&mut image, write),
             }
         }
-        let disk = Disk { synced: image.clone(), cached: image, ..Disk::default() };
-        FaultyMedium(Arc::new(Mutex::new(disk)))
+        image
     }
 }
 
@@ -96,9 +130,9 @@ fn apply(image: &mut Vec<u8>, write: &Write) {
     }
 }
 
-impl Disk {
+impl Content {
     fn burn(&mut self) -> io::Result<()> {
-        match &mut self.fuse {
+        match &mut *self.fuse.lock().unwrap() {
             Some(0) => Err(io::Error::other("the power is gone")),
             Some(left) => {
                 *left -= 1;
@@ -119,14 +153,14 @@ impl Disk {
     }
 }
 
-impl StorageBackend for FaultyMedium {
+impl StorageBackend for FaultyFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.lock().unwrap().cached.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().unwrap();
-        let bytes = disk.cached.get(offset as usize..offset as usize + out.len());
+        let content = self.0.lock().unwrap();
+        let bytes = content.cached.get(offset as usize..offset as usize + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -136,14 +170,14 @@ impl StorageBackend for FaultyMedium {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.burn()?;
-        if disk.never_sync {
+        let mut content = self.0.lock().unwrap();
+        content.burn()?;
+        if content.never_sync {
             return Ok(());
         }
-        let unsynced = std::mem::take(&mut disk.unsynced);
-        unsynced.iter().for_each(|write| apply(&mut disk.synced, write));
-        if std::mem::take(&mut disk.lie_about_sync) {
+        let unsynced = std::mem::take(&mut content.unsynced);
+        unsynced.iter().for_each(|write| apply(&mut content.synced, write));
+        if std::mem::take(&mut content.lie_about_sync) {
             return Err(io::Error::other("a sync that failed, or so it says"));
         }
         Ok(())

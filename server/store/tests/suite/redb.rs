@@ -23,6 +23,19 @@ async fn make() -> (Arc<dyn Storage>, TempDir) {
 
 ketch_store::storage_suite!(make);
 
+/// The same without a journal: every batch is a transaction.
+mod direct {
+    use super::*;
+
+    async fn make() -> (Arc<dyn Storage>, TempDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RedbOptions { journal_bytes: 0, ..options() };
+        (Arc::new(RedbStore::open(dir.path(), options).unwrap()), dir)
+    }
+
+    ketch_store::storage_suite!(make);
+}
+
 #[tokio::test]
 async fn everything_is_there_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
@@ -45,6 +58,23 @@ async fn everything_is_there_after_reopening() {
     let old = store.watch("/a/", 4).await.err();
     assert!(matches!(old, Some(Error::Compacted { requested: 4, oldest: 5 })), "{old:?}");
     assert_eq!(put(&store, "/a/3", "again").await.unwrap().current.unwrap().created, 32);
+}
+
+#[tokio::test]
+async fn a_journal_of_another_store_is_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Storage> = open(dir.path());
+    put(&store, "/a", "1").await.unwrap();
+    let snapshot = dir.path().join("snapshot");
+    store.snapshot(&snapshot).await.unwrap();
+    put(&store, "/a", "2").await.unwrap();
+    let journal = std::fs::read(dir.path().join("store.journal")).unwrap();
+    drop(store);
+    std::fs::rename(&snapshot, dir.path().join(RedbStore::FILE)).unwrap();
+    std::fs::write(dir.path().join("store.journal"), journal).unwrap();
+    let store: Arc<dyn Storage> = open(dir.path());
+    assert_eq!(store.get("/a").await.unwrap().unwrap().value, "1");
+    assert_eq!(store.revision().await.unwrap(), 1);
 }
 
 #[tokio::test]
