@@ -56,7 +56,8 @@ impl wasip2::exports::http::incoming_handler::Guest for Misbehave {
                 respond(out, "flooded\n");
             }
             "/sockets" => {
-                let open: Vec<_> = (0..n).map_while(|_| create_tcp_socket(IpAddressFamily::Ipv4).ok()).collect();
+                let open: Vec<_> =
+                    (0..n).map_while(|_| create_tcp_socket(IpAddressFamily::Ipv4).ok()).collect();
                 respond(out, &format!("{}\n", open.len()));
             }
             "/random" => respond(out, &format!("{}\n", get_random_bytes(n as u64).len())),

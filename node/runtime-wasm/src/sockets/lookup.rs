@@ -68,7 +68,7 @@ fn outcome(log: &Log, name: &str, found: Result<Vec<IpAddr>, Error>) -> Addresse
 }
 
 /// An address written out needs nobody to be asked.
-fn literal(name: &str) -> Option<IpAddr> {
+pub(super) fn literal(name: &str) -> Option<IpAddr> {
     let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
     name.parse().ok()
 }

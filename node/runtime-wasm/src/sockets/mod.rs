@@ -2,11 +2,12 @@
 //!
 //! wasmtime-wasi does the socket work; what is ours is where sockets bind and connect ([`Policy`]) and how many
 //! there may be. 0.2 goes through `tcp`, `udp` and `lookup`, which rewrite addresses: the unspecified address
-//! and 127.0.0.1 become the pod's, a Service's address becomes one of its endpoints. 0.3 is only checked: it
-//! reaches what needs no rewriting.
+//! and 127.0.0.1 become the pod's, a Service's address becomes one of its endpoints. Of 0.3 there are names and
+//! TCP clients (`preview3`).
 
 mod lookup;
 mod policy;
+mod preview3;
 mod tcp;
 mod udp;
 
@@ -92,6 +93,7 @@ pub(crate) fn add_to_linker(linker: &mut Linker<Ctx>) -> wasmtime::Result<()> {
     tcp::add_to_linker(linker)?;
     udp::add_to_linker(linker)?;
     lookup::add_to_linker(linker)?;
+    preview3::add_to_linker(linker)?;
     linker.allow_shadowing(false);
     Ok(())
 }

@@ -133,7 +133,7 @@ impl Policy {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn say(&self, text: &str) {
+    pub(super) fn say(&self, text: &str) {
         self.log.line(Stream::Stderr, &format!("{text}\n"));
     }
 }

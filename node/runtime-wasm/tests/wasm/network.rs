@@ -172,3 +172,27 @@ fn a_pod_has_so_many_sockets() {
         pod.remove().await;
     });
 }
+
+#[test]
+fn clients_of_0_3_connect_on_the_same_terms() {
+    run(async {
+        let server = Pod::of("hello").await.start().await;
+        let client = Pod::of("hello-p3").await.start().await;
+        let name = server.ip.to_string();
+        let name = name.strip_prefix("127.42.").unwrap();
+        for target in [format!("{}:18080", server.ip), format!("{name}.pod:9999"), "127.0.0.1:18080".into()] {
+            let answer = client.get(&format!("/tcp?to={target}")).await.unwrap();
+            assert_eq!(answer, (200, client.ip.to_string()), "{target}");
+        }
+        for (target, error) in [
+            ("169.254.169.254:80", "connect: ErrorCode::AccessDenied"),
+            ("127.0.0.2:18080", "connect: ErrorCode::AccessDenied"),
+            ("nowhere.example:80", "lookup: ErrorCode::NameUnresolvable"),
+        ] {
+            assert_eq!(client.get(&format!("/tcp?to={target}")).await.unwrap().1, error);
+        }
+        client.logged("ketch.dev/outbound").await;
+        client.remove().await;
+        server.remove().await;
+    });
+}
