@@ -16,7 +16,7 @@ const RESERVED_MEMORY: u64 = 100 << 20;
 /// Below this much free memory, disk (share) or process ids (share) the node is under pressure (upstream's
 /// eviction thresholds).
 const LOW_MEMORY: u64 = 100 << 20;
-const LOW_DISK: f64 = 0.10;
+const LOW_DISK: u64 = 1 << 30;
 const LOW_PIDS: f64 = 0.10;
 
 /// What the host is and has, at one time.
@@ -128,7 +128,8 @@ impl Facts {
     pub(crate) fn conditions(&self) -> Vec<core::NodeCondition> {
         let share = |free: u64, all: u64| if all == 0 { 1.0 } else { free as f64 / all as f64 };
         let low_memory = self.memory > 0 && self.memory_free < LOW_MEMORY.min(self.memory / 10);
-        let low_disk = share(self.disk_free, self.disk) < LOW_DISK;
+        // A tenth of a large disk is plenty: a Wasm image is small, and nothing is collected at this mark.
+        let low_disk = self.disk > 0 && self.disk_free < LOW_DISK.min(self.disk / 10);
         let low_pids = share(self.pids.saturating_sub(self.pids_used), self.pids) < LOW_PIDS;
         vec![
             pressure(
