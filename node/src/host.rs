@@ -13,8 +13,8 @@ use ketch_api::{
 
 /// Memory kept from pods for the node itself.
 const RESERVED_MEMORY: u64 = 100 << 20;
-/// Below this much free memory, disk (share) or process ids (share) the node is under pressure (upstream's
-/// eviction thresholds).
+/// Below this much free memory, disk (bytes, or a tenth of what there is) or process ids (share) the node
+/// is under pressure.
 const LOW_MEMORY: u64 = 100 << 20;
 const LOW_DISK: u64 = 1 << 30;
 const LOW_PIDS: f64 = 0.10;

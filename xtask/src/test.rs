@@ -69,7 +69,7 @@ fn unit() -> Result<()> {
 }
 
 fn integration() -> Result<()> {
-    tools::packages(&[("kubectl", "kubernetes-client"), ("skopeo", "skopeo")])?;
+    tools::packages(&[("kubectl", "kubernetes-client")])?;
     crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]))
 }
 
