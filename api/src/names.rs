@@ -28,6 +28,8 @@ pub const DEFAULT_HTTP_PORT: u16 = 8080;
 pub const ADMIN_GROUP: &str = "system:masters";
 /// Group of nodes.
 pub const NODES_GROUP: &str = "system:nodes";
+/// Group of gateways: they read what routes are made of, in every namespace.
+pub const GATEWAY_GROUP: &str = "system:ketch-gateways";
 /// Prefix of a node's user name.
 pub const NODE_USER_PREFIX: &str = "system:node:";
 /// Prefix of a service account's user name.

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
 use ketch_api::names::ADMIN_GROUP;
 use ketch_apiserver::{ApiServer, auth, pki::Pki, serve};
-use ketch_client::{Tasks, kubeconfig::Credentials};
+use ketch_client::{TaskError, Tasks, kubeconfig::Credentials};
+use ketch_registry::Registry;
 use ketch_store::{RedbOptions, RedbStore, Retention, Storage};
 use tokio_util::sync::CancellationToken;
 
@@ -112,11 +112,11 @@ impl Server {
         let (nodes, gateway) = (Arc::new(Nodes::default()), Arc::new(OnceLock::new()));
         let api = api_server(&options, &storage, &auth, &nodes)?;
         api.bootstrap(api_addr.port()).await.map_err(|status| StartError::Api(status.message))?;
-        let registry = registry(&root, on_push)?;
+        let images = registry(&root, on_push)?;
         let router = api.router();
         let front = Front {
             api: router.clone(),
-            images: Images { registry, auth: auth.clone() },
+            images: Images { registry: images.router(), auth: auth.clone() },
             console: Console {
                 api: router,
                 auth: auth.clone(),
@@ -127,6 +127,10 @@ impl Server {
         };
         write_kubeconfig(&data_dir, &pki, api_addr)?;
         let tasks = Tasks::default();
+        tasks.periodic("collect unused image data", IMAGE_GRACE, move || {
+            let images = images.clone();
+            async move { images.collect_garbage(IMAGE_GRACE).await.map(drop).map_err(TaskError::new) }
+        });
         let listeners = listen(&front, tls, plain, &pki)?;
         let mut server = Self {
             api,
@@ -225,6 +229,8 @@ impl Server {
 
 /// How often it is asked what history is due.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
+/// How long image data that nothing names is kept: an upload's parts arrive before what names them.
+const IMAGE_GRACE: Duration = Duration::from_secs(3600);
 /// Life of the administrator's certificate; a new one is made at each start.
 const ADMIN_LIFE: Duration = Duration::from_secs(365 * 86_400);
 
@@ -246,10 +252,13 @@ fn api_server(
     Ok(ApiServer::new(storage.clone(), config))
 }
 
-fn registry(root: &std::path::Path, on_push: Option<ketch_registry::PushHook>) -> Result<Router, StartError> {
+fn registry(
+    root: &std::path::Path,
+    on_push: Option<ketch_registry::PushHook>,
+) -> Result<Registry, StartError> {
     let options = ketch_registry::RegistryOptions { on_push, ..Default::default() };
-    let registry = ketch_registry::Registry::open(root.join("registry"), options);
-    Ok(registry.map_err(|error| StartError::Registry(error.to_string()))?.router())
+    let registry = Registry::open(root.join("registry"), options);
+    registry.map_err(|error| StartError::Registry(error.to_string()))
 }
 
 fn write_kubeconfig(data_dir: &DataDir, pki: &Pki, api: SocketAddr) -> Result<(), StartError> {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ketch_api::names::{
-    ADMIN_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES,
+    GATEWAY_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES,
 };
 use ketch_node::{
     ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
@@ -78,7 +78,7 @@ impl LocalNode {
         let range = PodRange::claim(pods, &options.data_dir)?;
         ketch_node::make_local(range.cidr).await.context("prepare pod addresses")?;
         // The network and the gateway look at more than a node may see of other nodes' pods.
-        let wide = server.client(User::new("system:ketch-gateway", &[ADMIN_GROUP]));
+        let wide = server.client(User::new("system:ketch-gateway", &[GATEWAY_GROUP]));
         let network = ClusterNetwork::start(
             wide.clone(),
             NetworkConfig {

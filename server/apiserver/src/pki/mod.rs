@@ -8,7 +8,6 @@
 //! than a tenth of an RSA one.
 
 mod files;
-mod kubeconfig;
 mod serving;
 
 use std::{
@@ -27,8 +26,6 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
     server::WebPkiClientVerifier,
 };
-
-pub use kubeconfig::kubeconfig;
 
 /// Life of the authority: ten years, as kubeadm's.
 const CA_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);

@@ -126,21 +126,3 @@ fn the_serving_certificate_has_all_names_and_renews_at_two_thirds() {
     now.fetch_add(1, Ordering::SeqCst);
     assert_ne!(certificate(), first);
 }
-
-#[test]
-fn the_kubeconfig_carries_everything() {
-    let dir = tempfile::tempdir().unwrap();
-    let pki = pki(dir.path());
-    let client = pki.client_cert("admin", &["system:masters"], DAY).unwrap();
-    let text = kubeconfig("https://127.0.0.1:6443", pki.ca_pem(), &client);
-    let value: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
-    assert_eq!(value["current-context"], "ketch");
-    assert_eq!(value["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
-    use base64::Engine;
-    let decode = |field: &str| {
-        let text = value["users"][0]["user"][field].as_str().unwrap();
-        String::from_utf8(base64::engine::general_purpose::STANDARD.decode(text).unwrap()).unwrap()
-    };
-    assert_eq!(decode("client-certificate-data"), client.certificate);
-    assert_eq!(decode("client-key-data"), *client.key);
-}

@@ -16,8 +16,6 @@ use crate::{
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "delete", "deletecollection", "patch", "update"];
-/// Group of what runs the gateway, on whatever node.
-pub(crate) const GATEWAY_GROUP: &str = "system:ketch-gateways";
 
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 const BOOTSTRAP_LABEL: &str = "kubernetes.io/bootstrapping";
@@ -46,7 +44,7 @@ pub fn objects() -> Vec<Value> {
         binding("system:public-info-viewer", &[AUTHENTICATED_GROUP, UNAUTHENTICATED_GROUP]),
         binding("system:basic-user", &[AUTHENTICATED_GROUP]),
         binding("system:service-account-issuer-discovery", &[AUTHENTICATED_GROUP]),
-        binding("system:ketch-gateway", &[GATEWAY_GROUP]),
+        binding("system:ketch-gateway", &[names::GATEWAY_GROUP]),
         binding("system:monitoring", &["system:monitoring"]),
     ]);
     all
