@@ -2,7 +2,7 @@
 //! node does, through the API.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, TcpListener},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use ketch_api::names::{
 use ketch_node::{
     ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
     RuntimeEntry,
-    gateway::{Bind, Gateway, GatewayOptions},
+    gateway::{self, Bind, Gateway, GatewayOptions},
 };
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 use ketch_server::{PushHook, Server, User};
@@ -35,6 +35,25 @@ pub(crate) struct LocalNode {
     network: Arc<ClusterNetwork>,
     wasm: Arc<WasmRuntime>,
     _range: PodRange,
+}
+
+/// Where the gateway listens.
+pub(crate) struct FrontDoor {
+    pub(crate) http: TcpListener,
+    pub(crate) https: TcpListener,
+}
+
+impl FrontDoor {
+    /// Domain of default function hosts.
+    const SUFFIX: &str = "localhost";
+
+    /// Binds both, before anything is written.
+    pub(crate) fn bind(options: &Options) -> Result<Self, ketch_server::BindError> {
+        Ok(Self {
+            http: ketch_server::bind(options.http_addr, "http-addr")?,
+            https: ketch_server::bind(options.https_addr, "https-addr")?,
+        })
+    }
 }
 
 /// Where the push hook finds the runtime, once there is one.
@@ -67,7 +86,7 @@ impl LocalNode {
     pub(crate) async fn start(
         server: &Server,
         options: &Options,
-        http: std::net::TcpListener,
+        front: FrontDoor,
         precompiler: &Precompiler,
     ) -> Result<Self> {
         let user = format!("{NODE_USER_PREFIX}{}", options.node_name);
@@ -114,7 +133,13 @@ impl LocalNode {
         .context("start the node")?;
         server.nodes().connect(&options.node_name, node.router());
         let local = node.services();
-        let gateway = GatewayOptions { local, ..GatewayOptions::new(Bind::Listener(http)) };
+        let tls = gateway::self_signed(&[format!("*.{}", FrontDoor::SUFFIX), FrontDoor::SUFFIX.to_owned()])
+            .context("make the gateway's certificate")?;
+        let gateway = GatewayOptions {
+            https: Some((Bind::Listener(front.https), tls)),
+            local,
+            ..GatewayOptions::new(Bind::Listener(front.http))
+        };
         let gateway = Gateway::start(wide, gateway).context("start the gateway")?;
         server.set_gateway(gateway.http_addr());
         Ok(Self { node, gateway, network, wasm, _range: range })

@@ -1,6 +1,10 @@
 //! `ketch up` and `ketch server`: the daemon, from options to a clean end.
 
-use std::{net::SocketAddr, process::ExitCode, time::Instant};
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::ExitCode,
+    time::Instant,
+};
 
 use anyhow::{Context, Result};
 use ketch_server::Server;
@@ -10,7 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     connect,
-    local_node::{LocalNode, Precompiler},
+    local_node::{FrontDoor, LocalNode, Precompiler},
 };
 use crate::{
     options::{Flags, Options, Role},
@@ -40,19 +44,21 @@ pub(crate) fn run(flags: Flags, role: Role) -> Result<ExitCode> {
 }
 
 async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
-    let gateway = match role {
-        Role::Up => Some(ketch_server::bind(options.http_addr, "http-addr")?),
+    let front = match role {
+        Role::Up => Some(FrontDoor::bind(&options)?),
         Role::Server => None,
     };
-    let http_addr =
-        gateway.as_ref().and_then(|listener| listener.local_addr().ok()).unwrap_or(options.http_addr);
+    let address = |listener: Option<&TcpListener>| listener.and_then(|listener| listener.local_addr().ok());
+    let http = address(front.as_ref().map(|front| &front.http));
+    let https = address(front.as_ref().map(|front| &front.https));
+    let http_addr = http.unwrap_or(options.http_addr);
     let precompiler = Precompiler::default();
     let server = Server::start(server_options(&options, http_addr), Some(precompiler.hook())).await?;
-    let node = match gateway {
-        Some(listener) => Some(LocalNode::start(&server, &options, listener, &precompiler).await?),
+    let node = match front {
+        Some(front) => Some(LocalNode::start(&server, &options, front, &precompiler).await?),
         None => None,
     };
-    write_run_file(&server, &options, node.as_ref().map(|_| http_addr))?;
+    write_run_file(&server, &options, http, https)?;
     announce(&server, &options, start).await?;
     wait_for_the_end().await?;
     output::note("stopping");
@@ -84,10 +90,15 @@ fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options 
 }
 
 /// Addresses in use, under the names of the flags.
-fn write_run_file(server: &Server, options: &Options, http: Option<SocketAddr>) -> Result<()> {
+fn write_run_file(
+    server: &Server,
+    options: &Options,
+    http: Option<SocketAddr>,
+    https: Option<SocketAddr>,
+) -> Result<()> {
     let run = json!({
         "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "node-name": options.node_name,
-        "api-addr": server.api_addr, "ui-addr": server.ui_addr, "http-addr": http,
+        "api-addr": server.api_addr, "ui-addr": server.ui_addr, "http-addr": http, "https-addr": https,
     });
     server.data_dir().write("run.json", &format!("{run:#}\n")).context("write run.json")
 }
