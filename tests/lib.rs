@@ -23,7 +23,7 @@ use std::{
 use serde_json::Value;
 
 /// Longest any condition is waited for. Generous: the machine may be busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The workspace's root.
 pub fn root() -> PathBuf {
@@ -178,7 +178,8 @@ impl Ketch {
     /// Deploys a guest with the binary's own command and returns its URL.
     pub fn deploy(&self, guest_name: &str, flags: &[&str]) -> String {
         let path = guest(guest_name);
-        let arguments = [&["deploy", path.to_str().unwrap()], flags].concat();
+        // A component of another language takes its time to compile on a busy machine.
+        let arguments = [&["deploy", path.to_str().unwrap(), "--timeout", "180"], flags].concat();
         succeeded("ketch deploy", self.ketch(&arguments)).trim().to_owned()
     }
 
