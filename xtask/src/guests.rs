@@ -63,7 +63,9 @@ fn javascript() -> Result<()> {
     tools::packages(&[("node", "nodejs"), ("npm", "npm")])?;
     step("build the JavaScript component with componentize-js", || {
         if !Path::new(source).join("node_modules/@bytecodealliance/componentize-js").is_dir() {
-            run(program("npm").args(["ci", "--silent", "--no-fund", "--no-audit"]).current_dir(source))?;
+            // No lock file: npm leaves other platforms' optional packages out of it, and then refuses it.
+            let install = ["install", "--no-package-lock", "--silent", "--no-fund", "--no-audit"];
+            run(program("npm").args(install).current_dir(source))?;
         }
         run(program("node")
             .arg("build.mjs")
