@@ -11,8 +11,8 @@ use std::{
 use async_trait::async_trait;
 use ketch_api::wasm::World;
 use ketch_runtime::{
-    Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, Error, HttpService, Image,
-    ImageSource, Network, PodId, PodSandbox, Protocol, Runtime, Usage,
+    Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
+    HttpService, Image, ImageSource, Network, PodId, PodSandbox, Protocol, Runtime, Usage,
     log::{LogLimits, Logs},
 };
 use tokio::{
@@ -406,7 +406,7 @@ impl Runtime for WasmRuntime {
         Ok(images::image(reference, &digest, stored.size))
     }
 
-    async fn create_pod(&self, pod: PodSandbox) -> Result<(), Error> {
+    async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
         let mut state = self.lock();
         let new = |sandbox| {
             Arc::new(Pod {
@@ -420,7 +420,7 @@ impl Runtime for WasmRuntime {
             })
         };
         state.pods.entry(pod.id.clone()).or_insert_with(|| new(pod));
-        Ok(())
+        Ok(CreatedPod::default())
     }
 
     async fn start(&self, pod: &PodId, spec: ContainerSpec) -> Result<(), Error> {

@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::{
-    Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, Error, HttpError,
-    HttpService, Image, ImageSource, PodId, PodSandbox, Runtime, Usage,
+    Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
+    HttpError, HttpService, Image, ImageSource, PodId, PodSandbox, Runtime, Usage,
     log::{LogLimits, Logs, Stream},
 };
 
@@ -206,11 +206,11 @@ impl Runtime for Fake {
         Ok(Image { id: format!("{reference}@{digest}"), digest, size: 1000 })
     }
 
-    async fn create_pod(&self, pod: PodSandbox) -> Result<(), Error> {
+    async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
         let mut state = self.lock();
         state.calls.push(Call::CreatePod(pod.id.clone()));
         state.pods.insert(pod.id.clone(), pod);
-        Ok(())
+        Ok(CreatedPod::default())
     }
 
     async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {

@@ -11,6 +11,7 @@ pub mod log;
 pub mod testing;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -18,7 +19,10 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
+use ketch_api::k8s::api::core::v1::{PodSecurityContext, SecurityContext};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// One container of one pod; stable across daemon restarts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -37,7 +41,8 @@ pub struct Capabilities {
     pub limitations: Vec<String>,
 }
 
-/// What a pod's containers share.
+/// What a pod's containers share. Runtimes take what means something to them: a runtime without processes
+/// has no use for a host name or a namespace.
 #[derive(Clone, Debug)]
 pub struct PodSandbox {
     /// UID.
@@ -50,6 +55,74 @@ pub struct PodSandbox {
     pub ip: IpAddr,
     /// Patterns of targets outside the cluster it may reach.
     pub outbound: Vec<String>,
+    /// Network namespace that the pod has because another runtime made it; its servers and connections live
+    /// there. `None`: the address is one of the host's, or this runtime makes the namespace.
+    pub network_namespace: Option<PathBuf>,
+    /// Host name inside.
+    pub hostname: String,
+    /// Resolver configuration of its containers; `None`: the host's.
+    pub dns: Option<Dns>,
+    /// Labels of the pod.
+    pub labels: BTreeMap<String, String>,
+    /// The host's network, PID and IPC namespaces, and one PID namespace for all containers.
+    pub namespaces: Namespaces,
+    /// `spec.securityContext`.
+    pub security: PodSecurityContext,
+    /// Directory of the pod's logs.
+    pub logs: PathBuf,
+}
+
+impl PodSandbox {
+    /// A pod with an address and nothing else that is special.
+    pub fn new(id: PodId, namespace: impl Into<String>, name: impl Into<String>, ip: IpAddr) -> Self {
+        let name = name.into();
+        Self {
+            id,
+            namespace: namespace.into(),
+            hostname: name.clone(),
+            name,
+            ip,
+            outbound: Vec::new(),
+            network_namespace: None,
+            dns: None,
+            labels: BTreeMap::new(),
+            namespaces: Namespaces::default(),
+            security: PodSecurityContext::default(),
+            logs: PathBuf::new(),
+        }
+    }
+}
+
+/// Contents of a pod's `resolv.conf`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search path.
+    pub searches: Vec<String>,
+    /// Options, for instance `ndots:5`.
+    pub options: Vec<String>,
+}
+
+/// Which of the host's namespaces a pod uses instead of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// `hostNetwork`.
+    pub host_network: bool,
+    /// `hostPID`.
+    pub host_pid: bool,
+    /// `hostIPC`.
+    pub host_ipc: bool,
+    /// `shareProcessNamespace`.
+    pub shared_pid: bool,
+}
+
+/// What [`Runtime::create_pod`] made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CreatedPod {
+    /// The pod's own network namespace, when the runtime gave it one; runtimes of the pod's other containers
+    /// are told in [`PodSandbox::network_namespace`].
+    pub network_namespace: Option<PathBuf>,
 }
 
 /// An image present on this node.
@@ -88,6 +161,16 @@ pub struct ContainerSpec {
     pub memory: Option<u64>,
     /// CPU limit in thousandths of a core.
     pub cpu_millis: Option<u64>,
+    /// CPU request in thousandths of a core: its weight when the host is busy.
+    pub cpu_request: Option<u64>,
+    /// `oom_score_adj` of its processes, by quality of service.
+    pub oom_score: i32,
+    /// The container's security context over its pod's.
+    pub security: SecurityContext,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whether it has a standard input that can be attached to.
+    pub stdin: bool,
     /// Longest an HTTP request may take.
     pub request_timeout: Duration,
     /// Requests served at a time.
@@ -96,6 +179,34 @@ pub struct ContainerSpec {
     pub reuse: Reuse,
     /// CRI-format log file; the runtime creates, appends and rotates it.
     pub log: PathBuf,
+}
+
+impl ContainerSpec {
+    /// A container of `image` with nothing else that is special.
+    pub fn new(id: ContainerId, name: impl Into<String>, image: Image, log: PathBuf) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            image,
+            command: Vec::new(),
+            args: Vec::new(),
+            env: Vec::new(),
+            working_dir: None,
+            mounts: Vec::new(),
+            ports: Vec::new(),
+            memory: None,
+            cpu_millis: None,
+            cpu_request: None,
+            oom_score: 0,
+            security: SecurityContext::default(),
+            tty: false,
+            stdin: false,
+            request_timeout: Duration::from_secs(30),
+            concurrency: None,
+            reuse: Reuse::default(),
+            log,
+        }
+    }
 }
 
 /// How instances of an HTTP component are reused across requests. `None` is the runtime's default for
@@ -110,8 +221,8 @@ pub struct Reuse {
     pub idle: Option<Duration>,
 }
 
-/// A directory of the host in a container.
-#[derive(Clone, Debug)]
+/// A directory of the host in a container; for containers with processes also a file.
+#[derive(Clone, Debug, Default)]
 pub struct Mount {
     /// On the host.
     pub source: PathBuf,
@@ -119,6 +230,57 @@ pub struct Mount {
     pub target: String,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// How mounts under it are seen on the other side.
+    pub propagation: Propagation,
+}
+
+/// `mountPropagation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// Not at all.
+    #[default]
+    Private,
+    /// Later mounts of the host are seen in the container.
+    HostToContainer,
+    /// Both ways.
+    Bidirectional,
+}
+
+/// A program to run in a running container, or the wish to join its own streams.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    /// Whether the caller sends standard input.
+    pub stdin: bool,
+    /// Whether it wants standard output.
+    pub stdout: bool,
+    /// Whether it wants standard error; never with a terminal.
+    pub stderr: bool,
+    /// Whether the program gets a terminal.
+    pub tty: bool,
+}
+
+/// Size of a terminal in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// A program's streams, as [`Runtime::exec`] and [`Runtime::attach`] return them. Dropping it ends an
+/// `exec`ed program and leaves an attached container alone.
+pub struct Session {
+    /// Standard input; shutting it down is the end of the program's input.
+    pub stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    /// Standard output; the terminal, when there is one.
+    pub stdout: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// Standard error.
+    pub stderr: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    /// Sizes of the terminal; the last one counts.
+    pub resize: Option<tokio::sync::watch::Sender<Option<TerminalSize>>>,
+    /// The exit code, once the program has ended. Its output may still be read then.
+    pub exit: BoxFuture<'static, Result<i32, Error>>,
 }
 
 /// A declared port.
@@ -293,8 +455,8 @@ pub trait Runtime: Send + Sync + 'static {
     /// Idempotent, and quick when present.
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error>;
 
-    /// Makes what a pod's containers share. Idempotent.
-    async fn create_pod(&self, pod: PodSandbox) -> Result<(), Error>;
+    /// Makes what a pod's containers share. Idempotent: of a pod that exists it says again what it made.
+    async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error>;
 
     /// Starts a container of a pod that exists. Idempotent: one that runs or has ended stays as it is (to run
     /// it again, remove it first). Returns once it runs, or has ended.
@@ -319,5 +481,22 @@ pub trait Runtime: Send + Sync + 'static {
     async fn usage(&self, container: &ContainerId) -> Result<Usage, Error>;
 
     /// The container's HTTP service, when it has one and is running.
-    fn http(&self, container: &ContainerId) -> Option<Arc<dyn HttpService>>;
+    fn http(&self, _container: &ContainerId) -> Option<Arc<dyn HttpService>> {
+        None
+    }
+
+    /// Runs `command` beside a running container's program, with its files, environment and limits.
+    async fn exec(
+        &self,
+        _container: &ContainerId,
+        _command: Vec<String>,
+        _streams: Streams,
+    ) -> Result<Session, Error> {
+        Err(Error::Unsupported("this runtime cannot run further programs in a container".to_owned()))
+    }
+
+    /// Joins the streams of a running container's own program.
+    async fn attach(&self, _container: &ContainerId, _streams: Streams) -> Result<Session, Error> {
+        Err(Error::Unsupported("this runtime cannot attach to a container".to_owned()))
+    }
 }

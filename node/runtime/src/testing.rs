@@ -10,7 +10,7 @@ use http_body_util::{BodyExt, Empty};
 
 use crate::{
     Body, ContainerId, ContainerSpec, ContainerState, Error, Image, ImageSource, Manifest, PodId, PodSandbox,
-    Port, Protocol, Reuse, Runtime,
+    Port, Protocol, Runtime,
 };
 
 /// Longest a condition may take to come true.
@@ -108,13 +108,7 @@ impl<'a> Case<'a> {
     }
 
     fn sandbox(&self) -> PodSandbox {
-        PodSandbox {
-            id: self.pod.clone(),
-            namespace: "default".into(),
-            name: self.pod.0.clone(),
-            ip: self.subject.ip(),
-            outbound: Vec::new(),
-        }
+        PodSandbox::new(self.pod.clone(), "default", self.pod.0.clone(), self.subject.ip())
     }
 
     /// A spec of `role`, its image pulled.
@@ -126,22 +120,14 @@ impl<'a> Case<'a> {
     }
 
     fn spec_of(&self, program: Program, image: Image, attempt: u32) -> ContainerSpec {
+        let id = ContainerId(format!("{}-main-{attempt}", self.pod.0));
+        let log = self.logs.join(format!("main/{attempt}.log"));
         ContainerSpec {
-            id: ContainerId(format!("{}-main-{attempt}", self.pod.0)),
-            name: "main".into(),
-            image,
             command: program.command,
             args: program.args,
             env: program.env,
-            working_dir: None,
-            mounts: Vec::new(),
             ports: vec![Port { number: 18080, protocol: Protocol::Tcp }],
-            memory: None,
-            cpu_millis: None,
-            request_timeout: Duration::from_secs(30),
-            concurrency: None,
-            reuse: Reuse::default(),
-            log: self.logs.join(format!("main/{attempt}.log")),
+            ..ContainerSpec::new(id, "main", image, log)
         }
     }
 

@@ -66,12 +66,11 @@ async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<
 fn sandbox(pod: &core::Pod, ip: IpAddr) -> PodSandbox {
     let outbound = annotation(pod, names::OUTBOUND_ANNOTATION).unwrap_or_default();
     let patterns = outbound.split(',').map(str::trim).filter(|pattern| !pattern.is_empty());
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let id = PodId(uid(pod).to_owned());
     PodSandbox {
-        id: PodId(uid(pod).to_owned()),
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        ip,
         outbound: patterns.map(str::to_owned).collect(),
+        ..PodSandbox::new(id, text(&pod.metadata.namespace), text(&pod.metadata.name), ip)
     }
 }
 
@@ -89,10 +88,8 @@ async fn container_spec(context: &Context, pod: &core::Pod, start: &Start) -> Re
             config(format!("cannot make the log directory {}: {error}", parent.display()))
         })?;
     }
+    let id = instance(pod, &start.unit.name, start.attempt);
     Ok(ContainerSpec {
-        id: instance(pod, &start.unit.name, start.attempt),
-        name: start.unit.name.clone(),
-        image: start.image.clone(),
         command: expand(&container.command),
         args: expand(&container.args),
         working_dir: container.working_dir.clone(),
@@ -107,8 +104,8 @@ async fn container_spec(context: &Context, pod: &core::Pod, start: &Start) -> Re
             concurrent: number(pod, "reuse-concurrent").and_then(|n| u32::try_from(n).ok()),
             idle: number(pod, "idle-seconds").map(Duration::from_secs),
         },
-        log,
         env,
+        ..ContainerSpec::new(id, start.unit.name.as_str(), start.image.clone(), log)
     })
 }
 
@@ -162,7 +159,7 @@ fn message_mount(context: &Context, pod: &core::Pod, start: &Start, mounts: &[Mo
     // The instance before may have left one.
     let _ = std::fs::remove_file(&file);
     std::fs::create_dir_all(&source).ok()?;
-    Some(Mount { source, target: target.to_owned(), read_only: false })
+    Some(Mount { source, target: target.to_owned(), read_only: false, ..Mount::default() })
 }
 
 fn config(message: String) -> Failure {

@@ -149,6 +149,7 @@ pub(crate) fn mounts(
                 source: shown.source,
                 target: shown.target,
                 read_only: read_only || shown.is_file,
+                ..Mount::default()
             });
         }
     }

@@ -7,12 +7,10 @@ use serde_json::json;
 use crate::api::Api;
 
 fn sandbox(outbound: &[&str]) -> PodSandbox {
+    let ip = "127.42.0.2".parse().unwrap();
     PodSandbox {
-        id: PodId("uid-web".into()),
-        namespace: "default".into(),
-        name: "web".into(),
-        ip: "127.42.0.2".parse().unwrap(),
         outbound: outbound.iter().map(|text| (*text).to_owned()).collect(),
+        ..PodSandbox::new(PodId("uid-web".into()), "default", "web", ip)
     }
 }
 

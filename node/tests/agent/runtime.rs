@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full};
 use jiff::Timestamp;
 use ketch_runtime::{
-    Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, Error, HttpError,
-    HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Usage,
+    Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
+    HttpError, HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Usage,
 };
 use tokio::sync::watch;
 
@@ -87,9 +87,9 @@ impl Runtime for Fake {
         Ok(Image { id: format!("{reference}@{}", manifest.digest), digest: manifest.digest, size: 7 })
     }
 
-    async fn create_pod(&self, pod: PodSandbox) -> Result<(), Error> {
+    async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
         self.state.lock().unwrap().pods.push(pod.id.0);
-        Ok(())
+        Ok(CreatedPod::default())
     }
 
     async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {

@@ -22,7 +22,12 @@ fn a_job_sees_its_arguments_environment_and_directories() {
             std::fs::create_dir(dir).unwrap();
             std::fs::write(dir.join("in"), "from outside\n").unwrap();
         }
-        let mount = |source, target: &str, read_only| Mount { source, target: target.into(), read_only };
+        let mount = |source, target: &str, read_only| Mount {
+            source,
+            target: target.into(),
+            read_only,
+            ..Mount::default()
+        };
         let pod = pod.with(|spec| {
             spec.env = vec![("EXIT_CODE".into(), "7".into())];
             spec.mounts = vec![mount(open.clone(), "/open", false), mount(shut.clone(), "/shut", true)];
@@ -62,7 +67,12 @@ fn a_command_replaces_the_programs_name() {
 fn a_directory_that_is_not_there_fails_the_start() {
     run(async {
         let pod = Pod::of("job").await.with(|spec| {
-            spec.mounts = vec![Mount { source: "/no/such".into(), target: "/data".into(), read_only: true }];
+            spec.mounts = vec![Mount {
+                source: "/no/such".into(),
+                target: "/data".into(),
+                read_only: true,
+                ..Mount::default()
+            }];
         });
         let error = pod.runtime.start(&pod.id, pod.spec.clone()).await.unwrap_err();
         assert!(error.to_string().starts_with("cannot mount /no/such at /data"), "{error}");

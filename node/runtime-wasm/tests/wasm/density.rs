@@ -84,13 +84,8 @@ fn measure() {
         for number in 0..PODS {
             let [.., high, low] = number.to_be_bytes();
             let id = PodId(format!("idle-{number}"));
-            let sandbox = ketch_runtime::PodSandbox {
-                id: id.clone(),
-                namespace: "default".into(),
-                name: id.0.clone(),
-                ip: [127, 42, 50 + high, low].into(),
-                outbound: Vec::new(),
-            };
+            let ip = [127, 42, 50 + high, low].into();
+            let sandbox = ketch_runtime::PodSandbox::new(id.clone(), "default", id.0.clone(), ip);
             runtime.create_pod(sandbox).await.unwrap();
             let mut spec = first.spec.clone();
             spec.id.0 = format!("idle-{number}");

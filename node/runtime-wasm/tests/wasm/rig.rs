@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Full};
 use ketch_runtime::{
     Body, ContainerId, ContainerSpec, ContainerState, Error, HttpError, HttpService, ImageSource, Manifest,
-    Network, PodId, PodSandbox, Port, Protocol, Reuse, Runtime,
+    Network, PodId, PodSandbox, Port, Protocol, Runtime,
 };
 use ketch_runtime_wasm::{InProcessCompiler, Options, WasmRuntime};
 use sha2::{Digest, Sha256};
@@ -175,31 +175,13 @@ impl Pod {
         let ip = IpAddr::from([127, 42, 100 + high, low]);
         let id = PodId(format!("pod-{number}"));
         let image = runtime.pull(reference, source).await.unwrap();
-        let sandbox = PodSandbox {
-            id: id.clone(),
-            namespace: "default".into(),
-            name: format!("test-{number}"),
-            ip,
-            outbound: Vec::new(),
-        };
+        let sandbox = PodSandbox::new(id.clone(), "default", format!("test-{number}"), ip);
         runtime.create_pod(sandbox).await.unwrap();
         let dir = tempfile::tempdir().unwrap();
+        let container = ContainerId(format!("pod-{number}-main-0"));
         let spec = ContainerSpec {
-            id: ContainerId(format!("pod-{number}-main-0")),
-            name: "main".into(),
-            image,
-            command: Vec::new(),
-            args: Vec::new(),
-            env: Vec::new(),
-            working_dir: None,
-            mounts: Vec::new(),
             ports: vec![Port { number: 18080, protocol: Protocol::Tcp }],
-            memory: None,
-            cpu_millis: None,
-            request_timeout: Duration::from_secs(30),
-            concurrency: None,
-            reuse: Reuse::default(),
-            log: dir.path().join("0.log"),
+            ..ContainerSpec::new(container, "main", image, dir.path().join("0.log"))
         };
         Self { runtime, id, ip, spec, dir }
     }
