@@ -84,7 +84,7 @@ impl Ketch {
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("test-output.log")).unwrap();
         let mut command = Command::new(binary());
         command.arg("up").arg("--data-dir").arg(dir).args(["--node-name", "test-node"]);
-        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr"] {
+        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--dns-addr"] {
             command.args([flag, "127.0.0.1:0"]);
         }
         command.args(flags).env_remove("KUBECONFIG").stdin(Stdio::null());

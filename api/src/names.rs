@@ -7,6 +7,10 @@ pub const DOMAIN: &str = "ketch.dev";
 pub const KUBERNETES_VERSION: &str = "v1.35.0";
 /// Suffix of every cluster name.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// Namespace of the cluster's own workloads.
+pub const SYSTEM_NAMESPACE: &str = "kube-system";
+/// The Service in it that cluster DNS is known by; programs look it up by this name.
+pub const DNS_SERVICE: &str = "kube-dns";
 /// Registry host of the built-in registry in image references.
 pub const REGISTRY_HOST: &str = "ketch.local";
 

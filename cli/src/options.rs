@@ -36,6 +36,9 @@ pub(crate) struct Flags {
     /// The same with TLS [default: :443 as root, else 127.0.0.1:8443].
     #[arg(long, env = "KETCH_HTTPS_ADDR", value_name = "ADDR")]
     https_addr: Option<String>,
+    /// Address of the cluster's DNS server [default: the tenth address of the Service range as root, else 127.0.0.1:6453].
+    #[arg(long, env = "KETCH_DNS_ADDR", value_name = "ADDR")]
+    dns_addr: Option<String>,
     /// Addresses of pods [default: 10.42.0.0/16 as root, else 127.42.0.0/16].
     #[arg(long, env = "KETCH_POD_CIDR", value_name = "CIDR")]
     pod_cidr: Option<String>,
@@ -67,6 +70,10 @@ pub(crate) struct Options {
     pub(crate) ui_addr: SocketAddr,
     pub(crate) http_addr: SocketAddr,
     pub(crate) https_addr: SocketAddr,
+    pub(crate) dns_addr: SocketAddr,
+    /// Whether somebody chose it; if not, another one does when it is taken.
+    #[serde(skip)]
+    pub(crate) dns_addr_given: bool,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
     pub(crate) node_name: String,
@@ -103,6 +110,12 @@ impl Flags {
                 format!("{ui_addr} is not a loopback address; it serves plain HTTP"),
             ));
         }
+        let service_cidr = cidr(all.service_cidr, "service-cidr", any_or("10.43.0.0/16", "127.43.0.0/16"))?;
+        let dns_addr_given = all.dns_addr.is_some();
+        let dns_default = match dns_ip(&service_cidr) {
+            Some(ip) if root => format!("{ip}:53"),
+            _ => "127.0.0.1:6453".to_owned(),
+        };
         Ok(Options {
             data_dir: std::path::absolute(data_dir)?,
             api_addr: address(all.api_addr, "api-addr", api)?,
@@ -110,7 +123,9 @@ impl Flags {
             http_addr: address(all.http_addr, "http-addr", any_or(":80", "127.0.0.1:8080"))?,
             https_addr: address(all.https_addr, "https-addr", any_or(":443", "127.0.0.1:8443"))?,
             pod_cidr: cidr(all.pod_cidr, "pod-cidr", any_or("10.42.0.0/16", "127.42.0.0/16"))?,
-            service_cidr: cidr(all.service_cidr, "service-cidr", any_or("10.43.0.0/16", "127.43.0.0/16"))?,
+            dns_addr: address(all.dns_addr, "dns-addr", &dns_default)?,
+            dns_addr_given,
+            service_cidr,
             node_name: node_name(all.node_name)?,
             tls_san: all.tls_san,
         })
@@ -123,6 +138,7 @@ impl Flags {
             ui_addr: self.ui_addr.or(file.ui_addr),
             http_addr: self.http_addr.or(file.http_addr),
             https_addr: self.https_addr.or(file.https_addr),
+            dns_addr: self.dns_addr.or(file.dns_addr),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
             node_name: self.node_name.or(file.node_name),
@@ -135,6 +151,11 @@ impl Flags {
 
 fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
     Unusable(format!("option {key}: {why}")).into()
+}
+
+/// The address of the `kube-dns` Service: the tenth of the range.
+pub(crate) fn dns_ip(service_cidr: &str) -> Option<IpAddr> {
+    service_cidr.parse::<ketch_node::Cidr>().ok()?.nth(10)
 }
 
 /// `$XDG_DATA_HOME/ketch`, or what stands for it.
@@ -217,6 +238,24 @@ mod tests {
         assert_eq!(options.api_addr.to_string(), "127.0.0.1:6443");
         assert_eq!(options.http_addr.to_string(), "127.0.0.1:8080");
         assert_eq!(options.pod_cidr, "127.42.0.0/16");
+        assert_eq!(options.dns_addr.to_string(), "127.0.0.1:6453");
+    }
+
+    #[test]
+    fn the_superusers_dns_address_is_of_the_service_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = |service_cidr: Option<&str>, dns_addr: Option<&str>| Flags {
+            data_dir: Some(dir.path().into()),
+            node_name: Some("n1".into()),
+            service_cidr: service_cidr.map(str::to_owned),
+            dns_addr: dns_addr.map(str::to_owned),
+            ..Flags::default()
+        };
+        let dns = |flags: Flags| flags.resolve(Role::Up, true).unwrap();
+        assert_eq!(dns(flags(None, None)).dns_addr.to_string(), "10.43.0.10:53");
+        assert_eq!(dns(flags(Some("10.96.0.0/12"), None)).dns_addr.to_string(), "10.96.0.10:53");
+        let given = dns(flags(None, Some(":5353")));
+        assert!(given.dns_addr_given && given.dns_addr.to_string() == "0.0.0.0:5353");
     }
 
     #[test]

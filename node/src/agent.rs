@@ -84,6 +84,12 @@ impl Node {
         Arc::clone(&self.context.services)
     }
 
+    /// Namespaces of the pods that are here, by address.
+    pub fn namespaces(&self) -> ketch_dns::Namespaces {
+        let context = Arc::clone(&self.context);
+        Arc::new(move |address| context.index.namespace_at(address))
+    }
+
     /// Ends the node's own tasks. Containers are left to their runtimes, and pods to their statuses.
     pub async fn shutdown(&self) {
         self.stop.cancel();

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -14,6 +15,8 @@ type Name = (String, String);
 pub(crate) struct Index {
     pods: RwLock<HashMap<Name, Arc<core::Pod>>>,
     instances: RwLock<HashMap<String, bool>>,
+    /// By address: UID and namespace.
+    owners: RwLock<HashMap<IpAddr, (String, String)>>,
 }
 
 fn name(pod: &core::Pod) -> Name {
@@ -24,12 +27,26 @@ impl Index {
     /// Notes a pod.
     pub(crate) fn insert(&self, pod: &Arc<core::Pod>) {
         self.pods.write().unwrap_or_else(PoisonError::into_inner).insert(name(pod), Arc::clone(pod));
+        let hosts = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+        let address = pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()?.parse().ok());
+        if let (Some(address), Some(uid), false) = (address, pod.metadata.uid.clone(), hosts) {
+            let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+            owners.insert(address, (uid, name(pod).0));
+        }
+    }
+
+    /// The namespace of the pod that has an address of its own.
+    pub(crate) fn namespace_at(&self, address: IpAddr) -> Option<String> {
+        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        owners.get(&address).map(|(_, namespace)| namespace.clone())
     }
 
     /// Forgets a pod by its UID; another one of its name stays.
     pub(crate) fn remove(&self, uid: &str) {
         let mut pods = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         pods.retain(|_, pod| pod.metadata.uid.as_deref() != Some(uid));
+        let mut owners = self.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.retain(|_, (owner, _)| owner != uid);
     }
 
     /// A pod by namespace and name.

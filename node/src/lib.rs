@@ -28,6 +28,7 @@ mod writer;
 
 pub use agent::Node;
 pub use images::{Identity, LocalRegistry, Registries};
+pub use ketch_dns as dns;
 pub use ketch_gateway as gateway;
 pub use ketch_net::{
     Cidr,

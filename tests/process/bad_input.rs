@@ -79,7 +79,16 @@ fn a_taken_port_and_bad_options_are_named() {
             .output()
             .unwrap()
     };
-    let free = ["--ui-addr", "127.0.0.1:0", "--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"];
+    let free = [
+        "--ui-addr",
+        "127.0.0.1:0",
+        "--http-addr",
+        "127.0.0.1:0",
+        "--https-addr",
+        "127.0.0.1:0",
+        "--dns-addr",
+        "127.0.0.1:0",
+    ];
     let error = failed("taken port", up(&[&["--api-addr", &address], &free[..]].concat()));
     assert!(error.contains(&address) && error.contains("--api-addr"), "{error}");
 

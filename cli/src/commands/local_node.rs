@@ -2,7 +2,7 @@
 //! node does, through the API.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -20,7 +20,7 @@ use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
 
-use super::pod_range::PodRange;
+use super::{cluster_dns::ClusterDns, pod_range::PodRange};
 use crate::options::Options;
 
 /// For requests in flight when Ketch is told to stop.
@@ -33,6 +33,7 @@ pub(crate) struct LocalNode {
     node: Node,
     gateway: Gateway,
     network: Arc<ClusterNetwork>,
+    dns: ClusterDns,
     wasm: Arc<WasmRuntime>,
     _range: PodRange,
 }
@@ -132,6 +133,7 @@ impl LocalNode {
         })
         .context("start the node")?;
         server.nodes().connect(&options.node_name, node.router());
+        let dns = ClusterDns::start(server, options, (&network, &node), range.cidr).await?;
         let local = node.services();
         let tls = gateway::self_signed(&[format!("*.{}", FrontDoor::SUFFIX), FrontDoor::SUFFIX.to_owned()])
             .context("make the gateway's certificate")?;
@@ -142,13 +144,19 @@ impl LocalNode {
         };
         let gateway = Gateway::start(wide, gateway).context("start the gateway")?;
         server.set_gateway(gateway.http_addr());
-        Ok(Self { node, gateway, network, wasm, _range: range })
+        Ok(Self { node, gateway, network, dns, wasm, _range: range })
+    }
+
+    /// Where cluster names are answered.
+    pub(crate) fn dns_addr(&self) -> Option<SocketAddr> {
+        self.dns.address()
     }
 
     /// Ends everything: first no new requests, then the pods' workers, then the pods.
     pub(crate) async fn shutdown(self) {
         self.gateway.shutdown(DRAIN).await;
         self.node.shutdown().await;
+        self.dns.shutdown().await;
         self.network.shutdown().await;
         self.wasm.shutdown().await;
     }

@@ -1,6 +1,7 @@
 //! The commands, a module each.
 
 mod apply;
+mod cluster_dns;
 mod connect;
 mod delete;
 mod deploy;

@@ -58,7 +58,8 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
         Some(front) => Some(LocalNode::start(&server, &options, front, &precompiler).await?),
         None => None,
     };
-    write_run_file(&server, &options, http, https)?;
+    let dns = node.as_ref().and_then(LocalNode::dns_addr);
+    write_run_file(&server, &options, http, https, dns)?;
     announce(&server, &options, start).await?;
     wait_for_the_end().await?;
     output::note("stopping");
@@ -95,10 +96,12 @@ fn write_run_file(
     options: &Options,
     http: Option<SocketAddr>,
     https: Option<SocketAddr>,
+    dns: Option<SocketAddr>,
 ) -> Result<()> {
     let run = json!({
         "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "node-name": options.node_name,
         "api-addr": server.api_addr, "ui-addr": server.ui_addr, "http-addr": http, "https-addr": https,
+        "dns-addr": dns,
     });
     server.data_dir().write("run.json", &format!("{run:#}\n")).context("write run.json")
 }

@@ -1,13 +1,15 @@
 //! Pod addresses, Services in process, names, and what a pod may reach.
 //!
-//! Everything but [`anyip`] is pure. The node agent composes these into the network that its runtimes dial
+//! Everything but [`anyip`] and [`nft::apply`] is pure. The node agent composes these into the network that its runtimes dial
 //! through.
 
 pub mod anyip;
 pub mod cidr;
+pub mod forward;
 pub mod ipam;
 pub mod listeners;
 pub mod names;
+pub mod nft;
 pub mod policy;
 pub mod services;
 

@@ -1,11 +1,14 @@
 //! Names as a pod sees them: cluster names (Kubernetes DNS specification 1.1.0) with search-path
 //! completion, answered from the [`Table`]. Pure; names outside the cluster are the caller's to look up.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ketch_api::names::CLUSTER_DOMAIN;
 
-use crate::{cidr::Cidr, services::Table};
+use crate::{
+    cidr::Cidr,
+    services::{Member, Table},
+};
 
 /// Names with fewer dots are completed first (`ndots:5`).
 const DOTS: usize = 5;
@@ -95,17 +98,13 @@ fn lookup(table: &Table, pods: &[Cidr], absolute: &str) -> Option<Found> {
             if !entry.addresses.is_empty() {
                 return Some(Found::Addresses(entry.addresses.clone()));
             }
-            let addresses: Vec<IpAddr> = entry.endpoints.iter().map(|(_, address)| *address).collect();
+            let addresses: Vec<IpAddr> = entry.endpoints.iter().map(|member| member.address).collect();
             Some(Found::Addresses(addresses))
         }
         [host, service, namespace, "svc"] => {
             let entry = table.entry(namespace, service)?;
-            let named = |(hostname, address): &&(Option<String>, IpAddr)| match hostname {
-                Some(hostname) => hostname == host,
-                None => dashed(host) == Some(*address),
-            };
-            let addresses: Vec<IpAddr> =
-                entry.endpoints.iter().filter(named).map(|(_, address)| *address).collect();
+            let named = entry.endpoints.iter().filter(|member| is_named(member, host));
+            let addresses: Vec<IpAddr> = named.map(|member| member.address).collect();
             (!addresses.is_empty()).then_some(Found::Addresses(addresses))
         }
         [host, _, "pod"] => {
@@ -116,10 +115,19 @@ fn lookup(table: &Table, pods: &[Cidr], absolute: &str) -> Option<Found> {
     }
 }
 
-/// `10-42-0-7` as an address.
-fn dashed(label: &str) -> Option<IpAddr> {
-    let dotted: Ipv4Addr = label.replace('-', ".").parse().ok()?;
-    Some(IpAddr::V4(dotted))
+/// Whether an endpoint's name under its Service is `host`: its host name, or its address in dashes.
+pub fn is_named(member: &Member, host: &str) -> bool {
+    match &member.hostname {
+        Some(hostname) => hostname == host,
+        None => dashed(host) == Some(member.address),
+    }
+}
+
+/// `10-42-0-7` and `2001-db8--7` as addresses.
+pub fn dashed(label: &str) -> Option<IpAddr> {
+    let dotted: Option<Ipv4Addr> = label.replace('-', ".").parse().ok();
+    let colons = || label.replace('-', ":").parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    dotted.map(IpAddr::V4).or_else(colons)
 }
 
 #[cfg(test)]

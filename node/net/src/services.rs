@@ -7,12 +7,15 @@ use std::{
     collections::{BTreeMap, HashMap},
     hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use ketch_api::k8s::api::{
     core::v1::{Service, ServicePort},
-    discovery::v1::{Endpoint, EndpointSlice},
+    discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
 };
+
+use crate::forward::{Backend, Forward};
 
 /// Transport of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,8 +48,21 @@ pub struct Entry {
     pub ports: Vec<EntryPort>,
     /// Another name that stands for it (`ExternalName`).
     pub alias: Option<String>,
-    /// Ready endpoints with their host names.
-    pub endpoints: Vec<(Option<String>, IpAddr)>,
+    /// Whether it has no cluster address on purpose: its endpoints are its addresses.
+    pub headless: bool,
+    /// Ready endpoints, by address.
+    pub endpoints: Vec<Member>,
+}
+
+/// An endpoint of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its name under a headless Service.
+    pub hostname: Option<String>,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its own ports, under the names that the Service has for them.
+    pub ports: Arc<[EntryPort]>,
 }
 
 /// A Service's port.
@@ -67,6 +83,15 @@ struct Frontend {
     sticky: bool,
 }
 
+/// Who an address belongs to, for reverse look-ups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The Service.
+    pub service: Key,
+    /// For an endpoint of a headless Service: its name under it, when it has one.
+    pub endpoint: Option<Option<String>>,
+}
+
 /// What a Service's address and port leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice<'a> {
@@ -81,7 +106,9 @@ pub enum Choice<'a> {
 /// Every Service of the cluster at one time.
 #[derive(Clone, Debug, Default)]
 pub struct Table {
-    entries: HashMap<Key, Entry>,
+    entries: HashMap<String, BTreeMap<String, Entry>>,
+    owners: HashMap<IpAddr, Vec<Owner>>,
+    forwards: Vec<Forward>,
     frontends: HashMap<(SocketAddr, Transport), Frontend>,
 }
 
@@ -124,6 +151,8 @@ impl Table {
             let (Some(entry), Some(endpoints)) = (entry_port(port), endpoints(port, slices)) else {
                 continue;
             };
+            let all = backends(port, slices);
+            self.forwards.push(Forward::new(service, (&key, &entry), port, &addresses, all));
             for address in &fronts {
                 let frontend = Frontend { service: key.clone(), endpoints: endpoints.clone(), sticky };
                 self.frontends.insert((SocketAddr::new(*address, entry.number), entry.transport), frontend);
@@ -131,19 +160,49 @@ impl Table {
             ports.push(entry);
         }
         let alias = spec.external_name.clone().filter(|_| spec.type_.as_deref() == Some("ExternalName"));
-        let entry = Entry { addresses, ports, alias, endpoints: named_endpoints(slices) };
-        self.entries.insert(key, entry);
+        let headless = spec.cluster_ip.as_deref() == Some("None");
+        let publish = spec.publish_not_ready_addresses == Some(true);
+        let entry = Entry { addresses, ports, alias, headless, endpoints: members(slices, publish) };
+        self.own(&key, &entry);
+        let (namespace, name) = key;
+        self.entries.entry(namespace).or_default().insert(name, entry);
+    }
+
+    fn own(&mut self, key: &Key, entry: &Entry) {
+        for address in &entry.addresses {
+            let owner = Owner { service: key.clone(), endpoint: None };
+            self.owners.entry(*address).or_default().push(owner);
+        }
+        for member in entry.endpoints.iter().filter(|_| entry.headless) {
+            let owner = Owner { service: key.clone(), endpoint: Some(member.hostname.clone()) };
+            self.owners.entry(member.address).or_default().push(owner);
+        }
     }
 
     /// A Service.
     pub fn entry(&self, namespace: &str, name: &str) -> Option<&Entry> {
-        self.entries.get(&(namespace.to_owned(), name.to_owned()))
+        self.entries.get(namespace)?.get(name)
+    }
+
+    /// Whether there is a Service in a namespace.
+    pub fn has_namespace(&self, namespace: &str) -> bool {
+        self.entries.contains_key(namespace)
+    }
+
+    /// Every port of every Service that has a cluster address, or is to have none.
+    pub fn forwards(&self) -> &[Forward] {
+        &self.forwards
+    }
+
+    /// Services whose cluster address it is, and headless ones it is an endpoint of.
+    pub fn owners(&self, address: IpAddr) -> &[Owner] {
+        self.owners.get(&address).map_or(&[], Vec::as_slice)
     }
 
     /// Services of a namespace, by name.
     pub fn namespace(&self, namespace: &str) -> BTreeMap<&str, &Entry> {
-        let inside = self.entries.iter().filter(|((ns, _), _)| ns == namespace);
-        inside.map(|((_, name), entry)| (name.as_str(), entry)).collect()
+        let inside = self.entries.get(namespace).into_iter().flatten();
+        inside.map(|(name, entry)| (name.as_str(), entry)).collect()
     }
 
     /// Where a connection of `client` to `target` goes. `turn` is a counter of the caller's: endpoints take
@@ -207,33 +266,76 @@ fn usable<'a>(slices: &[&'a EndpointSlice]) -> Vec<(&'a EndpointSlice, &'a Endpo
 }
 
 fn endpoints(port: &ServicePort, slices: &[&EndpointSlice]) -> Option<Vec<SocketAddr>> {
-    let transport = Transport::parse(port.protocol.as_deref())?;
+    Transport::parse(port.protocol.as_deref())?;
+    let mut found: Vec<SocketAddr> =
+        backends(port, slices).into_iter().map(|backend| backend.address).collect();
+    found.dedup();
+    Some(found)
+}
+
+/// Endpoints of a port, with the nodes they are on.
+fn backends(port: &ServicePort, slices: &[&EndpointSlice]) -> Vec<Backend> {
+    let transport = Transport::parse(port.protocol.as_deref());
     let name = port.name.as_deref().unwrap_or_default();
     let mut found = Vec::new();
     for (slice, endpoint) in usable(slices) {
         let ports = slice.ports.as_deref().unwrap_or_default();
         let target = ports.iter().find(|one| {
             one.name.as_deref().unwrap_or_default() == name
-                && Transport::parse(one.protocol.as_deref()) == Some(transport)
+                && Transport::parse(one.protocol.as_deref()) == transport
         });
         let Some(number) = target.and_then(|one| u16::try_from(one.port?).ok()) else { continue };
         let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
-        found.extend(addresses.map(|address| SocketAddr::new(address, number)));
-    }
-    found.sort();
-    found.dedup();
-    Some(found)
-}
-
-fn named_endpoints(slices: &[&EndpointSlice]) -> Vec<(Option<String>, IpAddr)> {
-    let mut found: Vec<(Option<String>, IpAddr)> = Vec::new();
-    for (_, endpoint) in usable(slices) {
-        let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
-        found.extend(addresses.map(|address| (endpoint.hostname.clone(), address)));
+        let node = || endpoint.node_name.clone();
+        found.extend(addresses.map(|ip| Backend { address: SocketAddr::new(ip, number), node: node() }));
     }
     found.sort();
     found.dedup();
     found
+}
+
+/// Endpoints as names show them; with `publish` those that are not ready too.
+fn members(slices: &[&EndpointSlice], publish: bool) -> Vec<Member> {
+    let shown: Vec<(&EndpointSlice, &Endpoint)> = match publish {
+        true => slices.iter().flat_map(|slice| slice.endpoints.iter().map(move |e| (*slice, e))).collect(),
+        false => usable(slices),
+    };
+    let mut found: Vec<Member> = Vec::new();
+    for (slice, endpoint) in shown {
+        let ports: Arc<[EntryPort]> = slice.ports.iter().flatten().filter_map(slice_port).collect();
+        let addresses = endpoint.addresses.iter().filter_map(|address| address.parse().ok());
+        found.extend(addresses.map(|address| Member {
+            hostname: endpoint.hostname.clone(),
+            address,
+            ports: Arc::clone(&ports),
+        }));
+    }
+    merge(found)
+}
+
+/// One member per address and name: slices of one Service differ in ports.
+fn merge(mut found: Vec<Member>) -> Vec<Member> {
+    found.sort_by(|a, b| (a.address, &a.hostname).cmp(&(b.address, &b.hostname)));
+    let mut merged: Vec<Member> = Vec::with_capacity(found.len());
+    for member in found {
+        match merged.last_mut() {
+            Some(last) if (last.address, &last.hostname) == (member.address, &member.hostname) => {
+                let fresh = member.ports.iter().filter(|port| !last.ports.contains(port));
+                let both: Vec<EntryPort> = last.ports.iter().chain(fresh).cloned().collect();
+                last.ports = both.into();
+            }
+            _ => merged.push(member),
+        }
+    }
+    merged
+}
+
+fn slice_port(port: &EndpointPort) -> Option<EntryPort> {
+    Some(EntryPort {
+        name: port.name.clone().unwrap_or_default(),
+        number: u16::try_from(port.port?).ok()?,
+        transport: Transport::parse(port.protocol.as_deref())?,
+    })
 }
 
 #[cfg(test)]

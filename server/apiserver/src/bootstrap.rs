@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use ketch_api::Status;
+use ketch_api::{
+    Status,
+    names::{DNS_SERVICE, SYSTEM_NAMESPACE},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -16,8 +19,20 @@ use crate::{
 /// Namespaces of every cluster.
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// What pods know cluster DNS by; nodes write its endpoints.
+fn dns_service(address: std::net::Ipv4Addr) -> Value {
+    json!({
+        "metadata": {"name": DNS_SERVICE, "namespace": SYSTEM_NAMESPACE,
+            "labels": {"k8s-app": DNS_SERVICE, "kubernetes.io/cluster-service": "true", "kubernetes.io/name": "KetchDNS"}},
+        "spec": {"clusterIP": address.to_string(), "type": "ClusterIP", "ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+        ]},
+    })
+}
+
 impl ApiServer {
-    /// Creates the system namespaces and the Service `kubernetes` where they are missing; `api_port` is the
+    /// Creates the system namespaces and the Services `kubernetes` and `kube-dns` where they are missing; `api_port` is the
     /// port this server's API is reached at. Idempotent: run it at every start, before clients come.
     ///
     /// # Errors
@@ -34,7 +49,13 @@ impl ApiServer {
             "spec": {"clusterIP": self.service_cidr.first().to_string(), "type": "ClusterIP",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api_port}]},
         });
-        self.ensure("", "v1", "services", service).await
+        self.ensure("", "v1", "services", service).await?;
+        let Some(dns) = self.service_cidr.tenth() else { return Ok(()) };
+        if let Err(status) = self.ensure("", "v1", "services", dns_service(dns)).await {
+            // In a cluster that is older than the Service, another one may have the address.
+            tracing::warn!(message = %status.message, "the Service kube-dns cannot be created");
+        }
+        Ok(())
     }
 
     /// Creates an object on behalf of the server itself, through defaulting, admission and validation.

@@ -60,6 +60,12 @@ impl ServiceCidr {
         Ipv4Addr::from(self.base + 1)
     }
 
+    /// The address of the `kube-dns` Service: the tenth of the range, if it has one.
+    pub fn tenth(self) -> Option<Ipv4Addr> {
+        let address = Ipv4Addr::from(self.base + 10);
+        self.contains(address).then_some(address)
+    }
+
     /// Addresses that can be handed out: all but the network's and the broadcast address.
     fn size(self) -> u32 {
         (1 << (32 - u32::from(self.bits))) - 2
@@ -273,6 +279,8 @@ mod tests {
         assert_eq!(cidr, ServiceCidr::default());
         assert_eq!(cidr.to_string(), "10.43.0.0/16");
         assert_eq!(cidr.first(), Ipv4Addr::new(10, 43, 0, 1));
+        assert_eq!(cidr.tenth(), Some(Ipv4Addr::new(10, 43, 0, 10)));
+        assert_eq!("10.43.0.0/30".parse::<ServiceCidr>().unwrap().tenth(), None);
         for bad in ["", "10.43.0.0", "10.43.0.0/8", "10.43.0.0/31", "x/16"] {
             assert!(bad.parse::<ServiceCidr>().is_err(), "{bad}");
         }

@@ -1,0 +1,156 @@
+//! What the rules are, and how they change.
+
+use std::net::Ipv4Addr;
+
+use ketch_api::k8s::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use serde_json::{Value, json};
+
+use super::{
+    batch::{change, replace},
+    rules::{CLUSTER_IPS, Facts, Key, NOBODY, NOBODY_PORTS, NODE_IPS, NODE_PORTS, Rules, SERVICES, rules},
+};
+use crate::services::{Table, Transport::Tcp};
+
+fn facts() -> Facts {
+    Facts {
+        node: "n1".into(),
+        addresses: vec![Ipv4Addr::new(192, 0, 2, 1)],
+        pods: vec!["10.42.0.0/16".parse().unwrap()],
+        local_pods: vec!["10.42.0.0/19".parse().unwrap()],
+        services: vec!["10.43.0.0/16".parse().unwrap()],
+        served: vec![Ipv4Addr::new(10, 43, 0, 10)],
+    }
+}
+
+fn service(name: &str, spec: Value) -> Value {
+    json!({"metadata": {"namespace": "shop", "name": name}, "spec": spec})
+}
+
+fn build(service: Value, endpoints: &[(&str, &str)]) -> Rules {
+    let name = service["metadata"]["name"].clone();
+    let list: Vec<Value> =
+        endpoints.iter().map(|(ip, node)| json!({"addresses": [ip], "nodeName": node})).collect();
+    let slice = json!({"addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": list,
+        "metadata": {"namespace": "shop", "name": "s", "labels": {"kubernetes.io/service-name": name}}});
+    let slice: EndpointSlice = serde_json::from_value(slice).unwrap();
+    let service: Service = serde_json::from_value(service).unwrap();
+    rules(&Table::build([&service], [&slice]), &facts())
+}
+
+/// Where an element leads: the start of the chain's name.
+fn verdict(rules: &Rules, set: &'static str, key: Key) -> Option<String> {
+    let chain = rules.elements.get(&(set, key))?.clone().unwrap_or_default();
+    Some(chain.split_once('-').map_or(chain.clone(), |(kind, _)| kind.to_owned()))
+}
+
+fn at(ip: [u8; 4]) -> Key {
+    Key::Service(ip.into(), Tcp, 80)
+}
+
+const IP: [u8; 4] = [10, 43, 0, 20];
+const NODE: [u8; 4] = [192, 0, 2, 1];
+const TWO: &[(&str, &str)] = &[("10.42.0.2", "n1"), ("10.42.64.2", "n2")];
+
+#[test]
+fn where_addresses_lead() {
+    let plain = || json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80, "nodePort": 30080}]});
+    let with = |field: &str, value: Value| {
+        let mut spec = plain();
+        spec[field] = value;
+        service("web", spec)
+    };
+    let balanced = |mut service: Value| {
+        service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+        service
+    };
+    let port = Key::Port(Tcp, 30080);
+    let whole = build(service("web", plain()), TWO);
+    assert_eq!(verdict(&whole, SERVICES, at(IP)).as_deref(), Some("svc"));
+    assert_eq!(verdict(&whole, NODE_PORTS, port.clone()).as_deref(), Some("ext"));
+    assert_eq!(verdict(&whole, CLUSTER_IPS, Key::Address(IP.into())).as_deref(), Some(""));
+    assert_eq!(verdict(&whole, NODE_IPS, Key::Address(NODE.into())).as_deref(), Some(""));
+    // Nobody there: refused, on every address.
+    let gone = build(balanced(service("web", plain())), &[]);
+    for key in [at(IP), at(NODE)] {
+        assert_eq!(verdict(&gone, NOBODY, key).as_deref(), Some("refuse"));
+    }
+    assert_eq!(verdict(&gone, NOBODY_PORTS, port.clone()).as_deref(), Some("refuse"));
+    // Nobody on this node: dropped, so that whoever balances looks elsewhere.
+    let other = &[("10.42.64.2", "n2")];
+    let local = build(with("internalTrafficPolicy", json!("Local")), other);
+    assert_eq!(verdict(&local, NOBODY, at(IP)).as_deref(), Some("drop"));
+    assert_eq!(verdict(&local, NODE_PORTS, port).as_deref(), Some("ext"));
+    // External addresses, load balancers, and those that not everybody may use.
+    let external = build(with("externalIPs", json!(["198.51.100.1", "2001:db8::1"])), TWO);
+    assert_eq!(verdict(&external, SERVICES, at([198, 51, 100, 1])).as_deref(), Some("ext"));
+    let guarded = build(balanced(with("loadBalancerSourceRanges", json!(["203.0.113.0/24"]))), TWO);
+    assert_eq!(verdict(&guarded, SERVICES, at(NODE)).as_deref(), Some("lbs"));
+    // Cluster DNS is the node's own.
+    let dns = build(service("dns", json!({"clusterIP": "10.43.0.10", "ports": [{"port": 80}]})), TWO);
+    assert_eq!(verdict(&dns, SERVICES, at([10, 43, 0, 10])), None);
+    assert_eq!(verdict(&dns, CLUSTER_IPS, Key::Address([10, 43, 0, 10].into())), None);
+    // Headless Services have nothing to translate.
+    let headless = build(service("db", json!({"clusterIP": "None", "ports": [{"port": 80}]})), TWO);
+    assert!(headless.elements.keys().all(|(set, _)| *set == NODE_IPS));
+}
+
+/// A chain's rules as nft's JSON, by the start of its name.
+fn chain(rules: &Rules, prefix: &str) -> Value {
+    let (_, found) = rules.chains.iter().find(|(name, _)| name.starts_with(prefix)).unwrap();
+    serde_json::to_value(found).unwrap()
+}
+
+#[test]
+fn a_clusters_port_in_full() {
+    let found = build(service("web", json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}]})), &TWO[..1]);
+    let names: Vec<&String> =
+        found.chains.keys().filter(|name| name.starts_with("svc-") || name.starts_with("ep-")).collect();
+    assert_eq!(names.len(), 2);
+    assert!(names[0].ends_with("-shop/web/tcp/80/10.42.0.2/8080") && names[1].ends_with("-shop/web/tcp/80"));
+    let saddr = json!({"payload": {"protocol": "ip", "field": "saddr"}});
+    let expected = json!([
+        [{"match": {"left": saddr, "op": "!=", "right": {"set": [{"prefix": {"addr": "10.42.0.0", "len": 16}}]}}},
+         {"match": {"left": {"fib": {"flags": ["saddr"], "result": "type"}}, "op": "!=", "right": "local"}},
+         {"jump": {"target": "masquerade-later"}}],
+        [{"vmap": {"key": {"numgen": {"mode": "random", "mod": 1}}, "data": {"set": [[0, {"goto": {"target": names[0]}}]]}}}],
+    ]);
+    assert_eq!(chain(&found, "svc-"), expected);
+    let expected = json!([
+        [{"match": {"left": saddr, "op": "==", "right": "10.42.0.2"}}, {"jump": {"target": "masquerade-later"}}],
+        [{"match": {"left": {"meta": {"key": "l4proto"}}, "op": "==", "right": "tcp"}}, {"dnat": {"addr": "10.42.0.2", "port": 8080}}],
+    ]);
+    assert_eq!(chain(&found, "ep-"), expected);
+}
+
+#[test]
+fn affinity_has_a_set_per_endpoint() {
+    let spec = json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}], "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
+    let found = build(service("web", spec), TWO);
+    assert_eq!(found.clients.len(), 2);
+    assert!(found.clients.values().all(|clients| clients.timeout == 60));
+    assert_eq!(chain(&found, "svc-").as_array().unwrap().len(), 1 + 2 + 1);
+}
+
+#[test]
+fn only_what_changed_is_written() {
+    let spec = json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}]});
+    let one = build(service("web", spec.clone()), &TWO[..1]);
+    let two = build(service("web", spec), TWO);
+    assert!(change("ketch", &one, &one).is_none());
+    let grown = serde_json::to_value(change("ketch", &one, &two).unwrap()).unwrap();
+    let verbs: Vec<String> = grown["nftables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|command| {
+            let (verb, what) = command.as_object().unwrap().iter().next().unwrap();
+            format!("{verb} {}", what.as_object().unwrap().keys().next().unwrap())
+        })
+        .collect();
+    // A chain for the new endpoint with its two rules, and the choice anew.
+    let expected = ["add chain", "add rule", "add rule", "flush chain", "add rule", "add rule"];
+    assert_eq!(verbs, expected);
+    let all = serde_json::to_value(replace("ketch", &two)).unwrap();
+    assert!(all["nftables"].as_array().unwrap().len() > 40);
+}
