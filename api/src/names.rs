@@ -16,6 +16,8 @@ pub const REGISTRY_HOST: &str = "ketch.local";
 
 /// Outbound targets a Wasm container may reach beyond its cluster: comma-separated `host:port` patterns.
 pub const OUTBOUND_ANNOTATION: &str = "ketch.dev/outbound";
+/// On nodes that forward packets to Services; load balancers get the addresses of these.
+pub const FORWARDS_LABEL: &str = "ketch.dev/forwards-services";
 /// Name of the Function an object belongs to.
 pub const FUNCTION_LABEL: &str = "ketch.dev/function";
 /// Name of the FunctionRevision an object belongs to.

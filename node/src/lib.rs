@@ -19,6 +19,7 @@ pub mod machine;
 mod network;
 mod options;
 mod pods;
+mod proxy;
 mod register;
 mod services;
 mod sources;
@@ -33,7 +34,9 @@ pub use ketch_gateway as gateway;
 pub use ketch_net::{
     Cidr,
     anyip::{AnyIpError, ensure as make_local},
+    nft::Facts as ProxyFacts,
 };
 pub use network::{ClusterNetwork, NetworkConfig};
 pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
+pub use proxy::ServiceProxy;
 pub use services::LocalServices;

@@ -28,6 +28,7 @@ use kube::{
     Api,
     runtime::{WatchStreamExt, watcher},
 };
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long an address that a pod looked up by an allowed name may be dialled as that name.
@@ -61,6 +62,8 @@ type Grants = HashMap<(String, IpAddr), Vec<(String, Instant)>>;
 /// The cluster's network, for runtimes in this process.
 pub struct ClusterNetwork {
     table: ArcSwap<Table>,
+    /// How many tables there were, since everything was listed.
+    changes: watch::Sender<u64>,
     policy: Policy,
     config: NetworkConfig,
     turn: AtomicUsize,
@@ -89,6 +92,7 @@ impl ClusterNetwork {
         };
         Self {
             table: ArcSwap::from_pointee(table),
+            changes: watch::Sender::new(0),
             policy,
             config,
             turn: AtomicUsize::new(0),
@@ -102,6 +106,11 @@ impl ClusterNetwork {
     /// The Services known now.
     pub fn table(&self) -> Arc<Table> {
         self.table.load_full()
+    }
+
+    /// Changes with the table. 0: what is known is not complete yet.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Ends following.
@@ -328,6 +337,9 @@ async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
         })
         .await;
         network.table.store(Arc::new(Table::build(services.objects.values(), slices.objects.values())));
+        if services.complete && slices.complete {
+            network.changes.send_modify(|changes| *changes += 1);
+        }
     }
 }
 
@@ -342,11 +354,13 @@ fn take(services: &mut Mirror<Service>, slices: &mut Mirror<EndpointSlice>, chan
 struct Mirror<K> {
     objects: HashMap<(Option<String>, Option<String>), K>,
     listed: HashMap<(Option<String>, Option<String>), K>,
+    /// Whether there was a whole list.
+    complete: bool,
 }
 
 impl<K> Default for Mirror<K> {
     fn default() -> Self {
-        Self { objects: HashMap::new(), listed: HashMap::new() }
+        Self { objects: HashMap::new(), listed: HashMap::new(), complete: false }
     }
 }
 
@@ -364,7 +378,10 @@ impl<K: kube::Resource> Mirror<K> {
             watcher::Event::InitApply(object) => {
                 self.listed.insert(key(&object), object);
             }
-            watcher::Event::InitDone => self.objects = std::mem::take(&mut self.listed),
+            watcher::Event::InitDone => {
+                self.objects = std::mem::take(&mut self.listed);
+                self.complete = true;
+            }
         }
     }
 }

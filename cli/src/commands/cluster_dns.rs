@@ -122,6 +122,13 @@ fn network_pods(options: &Options) -> Vec<Cidr> {
     options.pod_cidr.parse().ok().into_iter().collect()
 }
 
+/// Addresses of the Service range at which this process answers itself, if it gets what it asks for.
+pub(crate) fn served(options: &Options) -> Vec<IpAddr> {
+    let services = options.service_cidr.parse::<Cidr>().ok();
+    let own = services.is_some_and(|services| services.contains(options.dns_addr.ip()));
+    own.then(|| options.dns_addr.ip()).into_iter().collect()
+}
+
 /// Addresses to try. The first of a node's pod range is never a pod's, and no other Ketch has it.
 fn candidates(options: &Options, pods: Cidr) -> Vec<SocketAddr> {
     let mut addresses = vec![options.dns_addr];

@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use ketch_api::names::{
-    GATEWAY_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES,
+    FORWARDS_LABEL, GATEWAY_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS,
+    WASM_RUNTIME_CLASS_ALIASES,
 };
 use ketch_node::{
     ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
@@ -20,7 +21,7 @@ use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
 
-use super::{cluster_dns::ClusterDns, pod_range::PodRange};
+use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy};
 use crate::options::Options;
 
 /// For requests in flight when Ketch is told to stop.
@@ -34,6 +35,7 @@ pub(crate) struct LocalNode {
     gateway: Gateway,
     network: Arc<ClusterNetwork>,
     dns: ClusterDns,
+    proxy: Option<LocalProxy>,
     wasm: Arc<WasmRuntime>,
     _range: PodRange,
 }
@@ -109,6 +111,7 @@ impl LocalNode {
                 control_plane: vec![server.api_addr, server.ui_addr],
             },
         );
+        let proxy = LocalProxy::start(options, &network, range.cidr, &addresses).await;
         let compiler = Arc::new(ProcessCompiler::current_exe().context("find this program")?);
         let dir = options.data_dir.join("node/wasm");
         let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
@@ -129,7 +132,7 @@ impl LocalNode {
             addresses,
             api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
             max_pods: MAX_PODS,
-            labels: Vec::new(),
+            labels: proxy.iter().map(|_| (FORWARDS_LABEL.to_owned(), "true".to_owned())).collect(),
         })
         .context("start the node")?;
         server.nodes().connect(&options.node_name, node.router());
@@ -144,7 +147,7 @@ impl LocalNode {
         };
         let gateway = Gateway::start(wide, gateway).context("start the gateway")?;
         server.set_gateway(gateway.http_addr());
-        Ok(Self { node, gateway, network, dns, wasm, _range: range })
+        Ok(Self { node, gateway, network, dns, proxy, wasm, _range: range })
     }
 
     /// Where cluster names are answered.
@@ -157,6 +160,9 @@ impl LocalNode {
         self.gateway.shutdown(DRAIN).await;
         self.node.shutdown().await;
         self.dns.shutdown().await;
+        if let Some(proxy) = self.proxy {
+            proxy.shutdown().await;
+        }
         self.network.shutdown().await;
         self.wasm.shutdown().await;
     }

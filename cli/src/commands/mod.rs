@@ -12,6 +12,7 @@ mod kubeconfig;
 mod local_node;
 mod logs;
 mod pod_range;
+mod service_proxy;
 mod token;
 mod up;
 mod upload;

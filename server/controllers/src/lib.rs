@@ -5,6 +5,7 @@
 //! of keys, level-triggered; informers (one watch per kind, `ketch-client`) fill the queues; [`owner`] has
 //! the rules of adoption. Nothing here may use the store or the API server's insides.
 
+mod balancer;
 mod defaults;
 mod deployment;
 mod endpoints;

@@ -16,6 +16,7 @@ use ketch_client::{Informer, Informers, Key, Queue, Recorder, Report, Tasks};
 use kube::{Client, Resource, core::ApiResource};
 
 use crate::{
+    balancer::LoadBalancers,
     defaults::Defaults,
     deployment::Deployments,
     endpoints::ServiceEndpoints,
@@ -88,6 +89,7 @@ pub fn run_all(client: Client, informers: &Informers, options: Options) -> Contr
     cx.deployments();
     cx.functions();
     cx.endpoints();
+    cx.load_balancers();
     cx.defaults();
     cx.nodes();
     cx.evictions();
@@ -220,6 +222,31 @@ impl Cx<'_> {
         reconciler.listen(&queue);
         let needs = vec![ready(&services), ready(&pods), ready(&nodes), ready(&slices), ready(&endpoints)];
         self.start("endpoints", &services, reconciler, queue, needs);
+    }
+
+    fn load_balancers(&self) {
+        let (services, nodes, slices) = (
+            self.informers.of::<Service>(),
+            self.informers.of::<Node>(),
+            self.informers.of::<EndpointSlice>(),
+        );
+        let reconciler = LoadBalancers {
+            client: self.client.clone(),
+            services: services.clone(),
+            nodes: nodes.clone(),
+            slices: slices.clone(),
+            recorder: self.recorder.named("service-controller"),
+            writes: Writes::default(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        self.start(
+            "load-balancer",
+            &services,
+            reconciler,
+            queue,
+            vec![ready(&services), ready(&nodes), ready(&slices)],
+        );
     }
 
     fn defaults(&self) {

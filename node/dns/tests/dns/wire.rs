@@ -126,7 +126,7 @@ proptest! {
     #[test]
     fn no_damaged_question_is_a_panic(
         at in proptest::collection::vec((0_usize..80, any::<u8>()), 0..6),
-        name in "[a-zA-Z0-9_-]{1,12}(\\.[a-z0-9_-]{1,9}){0,3}\\.(shop\\.svc\\.cluster\\.local|43\\.10\\.in-addr\\.arpa|ip6\\.arpa)\\.",
+        name in "[a-zA-Z0-9_][a-zA-Z0-9_-]{0,9}(\\.[a-z0-9_][a-z0-9_-]{0,9}){0,3}\\.(shop\\.svc\\.cluster\\.local|43\\.10\\.in-addr\\.arpa|ip6\\.arpa)\\.",
     ) {
         let mut packet = question(&name, RecordType::SRV, Some(512)).to_vec().unwrap();
         for (at, byte) in at {

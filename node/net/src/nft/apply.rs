@@ -57,6 +57,15 @@ impl Nft {
         &self.table
     }
 
+    /// Whether tables can be made here: makes an empty one.
+    ///
+    /// # Errors
+    /// When `nft` is missing, or this process may not use it.
+    pub async fn probe(&mut self) -> Result<(), ApplyError> {
+        self.held = None;
+        self.run(&replace(&self.table, &Rules::default())).await
+    }
+
     /// Makes the table hold `rules`: the first time, and after a failure, by replacing it, else by the
     /// difference. One transaction: packets see the old rules or the new ones. `false`: nothing to do.
     ///

@@ -30,8 +30,8 @@ const HOOKS: &[(&str, NfChainType, NfHook, i32)] = &[
     ("filter-output", NfChainType::Filter, NfHook::Output, 0),
 ];
 
-/// Commands for one transaction.
-pub type Commands = nftables::schema::Nftables<'static>;
+/// Commands for one transaction, as `nft -j` reads them.
+pub type Commands = serde_json::Value;
 
 /// Makes the table anew; one that is there, perhaps of a run that crashed, is replaced.
 pub fn replace(table: &str, rules: &Rules) -> Commands {
@@ -50,7 +50,7 @@ pub fn replace(table: &str, rules: &Rules) -> Commands {
     for ((set, key), verdict) in &rules.elements {
         make.element(set, key, verdict.as_deref(), true);
     }
-    make.batch.to_nftables()
+    make.commands()
 }
 
 /// Removes the table; it is no error if there is none.
@@ -58,7 +58,7 @@ pub fn remove(table: &str) -> Commands {
     let mut make = Make::new(table);
     make.batch.add(make.table());
     make.batch.delete(make.table());
-    make.batch.to_nftables()
+    make.commands()
 }
 
 /// Brings a table that holds `old` to hold `new`; `None` when that is the same.
@@ -92,7 +92,7 @@ pub fn change(table: &str, old: &Rules, new: &Rules) -> Option<Commands> {
     for set in old.clients.keys().filter(|set| !new.clients.contains_key(*set)) {
         make.drop_clients(set);
     }
-    (old != new).then(|| make.batch.to_nftables())
+    (old != new).then(|| make.commands())
 }
 
 struct Make {
@@ -103,6 +103,18 @@ struct Make {
 impl Make {
     fn new(table: &str) -> Self {
         Self { name: table.to_owned().into(), batch: Batch::new() }
+    }
+
+    /// All of our maps lead to verdicts, a type that the crate has no name for.
+    fn commands(self) -> Commands {
+        let mut commands = serde_json::to_value(self.batch.to_nftables()).unwrap_or_default();
+        let all = commands.get_mut("nftables").and_then(Commands::as_array_mut);
+        for map in all.into_iter().flatten().filter_map(|command| command.pointer_mut("/add/map")) {
+            if let Some(map) = map.as_object_mut() {
+                map.insert("map".to_owned(), "verdict".into());
+            }
+        }
+        commands
     }
 
     fn table(&self) -> NfListObject<'static> {
@@ -168,7 +180,7 @@ impl Make {
                 table: self.name.clone(),
                 name: name.into(),
                 set_type: SetTypeValue::Concatenated(key.into()),
-                map: SetTypeValue::Single(SetType::Verdict),
+                map: SetTypeValue::Single(SetType::Mark),
                 ..Map::default()
             })));
         }

@@ -217,7 +217,8 @@ impl Rules {
         if !facts.pods.is_empty() {
             rules.push(vec![is(source(), ranges(&facts.pods)), goto(all.clone())]);
         }
-        rules.push(vec![is(source_kind(), text("local")), jump("masquerade-later"), goto(all)]);
+        rules.push(vec![is(source_kind(), text("local")), jump("masquerade-later")]);
+        rules.push(vec![is(source_kind(), text("local")), goto(all)]);
         let local = self.choose(&format!("loc-{id}"), forward, &choice.local, Vec::new());
         rules.push(vec![goto(local.unwrap_or_else(|| "drop".to_owned()))]);
         self.chains.insert(chain.clone(), rules);
