@@ -24,6 +24,11 @@ impl Process {
         Ok(Self(child.with_context(|| format!("start {}", command.get_program().to_string_lossy()))?))
     }
 
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Resident memory, in bytes.
     pub(crate) fn memory(&self) -> Result<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;

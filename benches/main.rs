@@ -1,7 +1,7 @@
 //! Side-by-side measurements against peers, as a table in Markdown.
 //!
-//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `idle`,
-//! `schedule`, `store`. Rounds
+//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `dns`,
+//! `idle`, `schedule`, `store`. Rounds
 //! are interleaved with the peer's and medians are printed, so that a busy machine hurts both sides alike.
 //! Every number is from a real process of a release build, reached the way users reach it.
 
@@ -14,6 +14,7 @@
 
 mod cluster;
 mod density;
+mod dns;
 mod http;
 mod idle;
 mod pods;
@@ -32,6 +33,7 @@ const MEASUREMENTS: &[Measurement] = &[
     ("http", http::run),
     ("pods", pods::run),
     ("density", density::run),
+    ("dns", dns::run),
     ("idle", idle::run),
     ("schedule", schedule::run),
     ("store", store::run),

@@ -5,4 +5,5 @@ mod crash;
 mod first_light;
 mod isolation;
 mod kubectl;
+mod network;
 mod python;

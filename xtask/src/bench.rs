@@ -13,7 +13,13 @@ const WASMTIME: &str = "48.0.8";
 
 /// Runs every measurement, or the ones named in `args`.
 pub fn run_all(args: &[String]) -> Result<()> {
-    tools::packages(&[("etcd", "etcd-server"), ("wrk", "wrk"), ("kubectl", "kubernetes-client")])?;
+    tools::packages(&[
+        ("etcd", "etcd-server"),
+        ("wrk", "wrk"),
+        ("dnsperf", "dnsperf"),
+        ("nsd", "nsd"),
+        ("kubectl", "kubernetes-client"),
+    ])?;
     tools::install(
         "wasmtime",
         "wasmtime-cli",

@@ -10,6 +10,7 @@ mod event;
 mod function;
 mod ingress;
 mod namespace;
+mod network_policy;
 mod node;
 mod pod;
 mod pod_spec;
@@ -40,6 +41,7 @@ pub fn all() -> Vec<Box<dyn DynStrategy>> {
         erased(event::Events),
         erased(ingress::Ingresses),
         erased(ingress::IngressClasses),
+        erased(network_policy::NetworkPolicies),
         erased(small::RuntimeClasses),
         erased(rbac::ClusterRoleBindings),
         erased(rbac::ClusterRoles),

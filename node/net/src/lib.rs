@@ -7,6 +7,7 @@ pub mod anyip;
 pub mod cidr;
 pub mod forward;
 pub mod ipam;
+pub mod isolation;
 pub mod listeners;
 pub mod names;
 pub mod nft;

@@ -78,8 +78,7 @@ pub struct Rules {
 
 /// The rules for the Services of `table` on a node.
 pub fn rules(table: &Table, facts: &Facts) -> Rules {
-    let mut rules = Rules::default();
-    rules.chains = fixed(facts);
+    let mut rules = Rules { chains: fixed(facts), ..Rules::default() };
     for address in &facts.addresses {
         rules.elements.insert((NODE_IPS, Key::Address(*address)), None);
     }
@@ -95,7 +94,13 @@ fn fixed(facts: &Facts) -> BTreeMap<String, Vec<Vec<Stmt>>> {
     let service_key = vec![target(), transport.clone(), number.clone()];
     let at_node = || is(target(), text(format!("@{NODE_IPS}")));
     let node_key = vec![transport, number];
-    let mut services = vec![vec![look_up(service_key.clone(), SERVICES)]];
+    // Who reaches a cluster address from outside has to get its answers through this node.
+    let mut foreign = vec![is(target(), text(format!("@{CLUSTER_IPS}")))];
+    if !facts.pods.is_empty() {
+        foreign.push(is_not(source(), ranges(&facts.pods)));
+    }
+    foreign.extend([is_not(source_kind(), text("local")), jump("masquerade-later")]);
+    let mut services = vec![foreign, vec![look_up(service_key.clone(), SERVICES)]];
     services.push(vec![at_node(), look_up(node_key.clone(), NODE_PORTS)]);
     let nobody = vec![vec![look_up(service_key, NOBODY)], vec![at_node(), look_up(node_key, NOBODY_PORTS)]];
     let mut strays = Vec::new();
@@ -171,7 +176,7 @@ impl Rules {
         for address in &cluster {
             self.elements.insert((CLUSTER_IPS, Key::Address(*address)), None);
         }
-        let inside = self.inside(forward, &choice, facts, &id);
+        let inside = self.inside(forward, &choice, &id);
         self.lead(forward, &cluster, None, inside, choice.all.is_empty());
         let outside = self.outside(forward, &choice, facts, &id);
         self.lead(
@@ -189,14 +194,9 @@ impl Rules {
     }
 
     /// The chain for clients in the cluster.
-    fn inside(&mut self, forward: &Forward, choice: &Choice<'_>, facts: &Facts, id: &str) -> Option<String> {
+    fn inside(&mut self, forward: &Forward, choice: &Choice<'_>, id: &str) -> Option<String> {
         let backends = if forward.internal_local { &choice.local } else { &choice.all };
-        // Who reaches a cluster address from outside has to get its answers through this node.
-        let mut foreign = vec![is_not(source_kind(), text("local")), jump("masquerade-later")];
-        if !facts.pods.is_empty() {
-            foreign.insert(0, is_not(source(), ranges(&facts.pods)));
-        }
-        self.choose(&format!("svc-{id}"), forward, backends, vec![foreign])
+        self.choose(&format!("svc-{id}"), forward, backends)
     }
 
     /// The chain for clients outside.
@@ -207,7 +207,7 @@ impl Rules {
             return None;
         }
         let chain = format!("ext-{id}");
-        let all = self.choose(&format!("all-{id}"), forward, &choice.all, Vec::new())?;
+        let all = self.choose(&format!("all-{id}"), forward, &choice.all)?;
         if !forward.external_local {
             self.chains.insert(chain.clone(), vec![vec![jump("masquerade-later")], vec![goto(all)]]);
             return Some(chain);
@@ -219,7 +219,7 @@ impl Rules {
         }
         rules.push(vec![is(source_kind(), text("local")), jump("masquerade-later")]);
         rules.push(vec![is(source_kind(), text("local")), goto(all)]);
-        let local = self.choose(&format!("loc-{id}"), forward, &choice.local, Vec::new());
+        let local = self.choose(&format!("loc-{id}"), forward, &choice.local);
         rules.push(vec![goto(local.unwrap_or_else(|| "drop".to_owned()))]);
         self.chains.insert(chain.clone(), rules);
         Some(chain)
@@ -233,18 +233,16 @@ impl Rules {
         chain
     }
 
-    /// A chain that chooses among endpoints; `None` without any.
-    fn choose(
-        &mut self,
-        chain: &str,
-        forward: &Forward,
-        backends: &[&Backend],
-        mut rules: Vec<Vec<Stmt>>,
-    ) -> Option<String> {
+    /// A chain that chooses among endpoints, which is the endpoint's own if there is one; `None` without any.
+    fn choose(&mut self, chain: &str, forward: &Forward, backends: &[&Backend]) -> Option<String> {
         if backends.is_empty() {
             return None;
         }
         let targets: Vec<String> = backends.iter().map(|backend| self.target(forward, backend)).collect();
+        if let [only] = targets.as_slice() {
+            return Some(only.clone());
+        }
+        let mut rules = Vec::new();
         if forward.affinity.is_some() {
             let known = |target: &String| {
                 vec![is(source(), text(format!("@{}", clients(target)))), goto(target.clone())]

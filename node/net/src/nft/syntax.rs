@@ -59,10 +59,14 @@ pub(super) fn protocol(transport: Transport) -> &'static str {
 pub(super) fn ranges(ranges: &[Cidr]) -> Expr {
     let item = |range: &Cidr| {
         let addr = Box::new(text(range.base().to_string()));
-        let prefix = Prefix { addr, len: u32::from(range.prefix()) };
-        SetItem::Element(Expression::Named(NamedExpression::Prefix(prefix)))
+        Expression::Named(NamedExpression::Prefix(Prefix { addr, len: u32::from(range.prefix()) }))
     };
-    Expression::Named(NamedExpression::Set(ranges.iter().map(item).collect()))
+    if let [range] = ranges {
+        // A set in a rule costs the kernel far more than a comparison.
+        return item(range);
+    }
+    let items = ranges.iter().map(|range| SetItem::Element(item(range)));
+    Expression::Named(NamedExpression::Set(items.collect()))
 }
 
 pub(super) fn is(left: Expr, right: Expr) -> Stmt {

@@ -103,23 +103,33 @@ fn chain(rules: &Rules, prefix: &str) -> Value {
 #[test]
 fn a_clusters_port_in_full() {
     let found = build(service("web", json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}]})), &TWO[..1]);
-    let names: Vec<&String> =
-        found.chains.keys().filter(|name| name.starts_with("svc-") || name.starts_with("ep-")).collect();
-    assert_eq!(names.len(), 2);
-    assert!(names[0].ends_with("-shop/web/tcp/80/10.42.0.2/8080") && names[1].ends_with("-shop/web/tcp/80"));
+    let mut names = found.chains.keys().filter(|name| name.contains("shop/web"));
+    let name = names.next().unwrap();
+    assert!(names.next().is_none() && name.starts_with("ep-"), "one endpoint needs no choice");
+    assert!(name.ends_with("-shop/web/tcp/80/10.42.0.2/8080"));
+    assert_eq!(found.elements[&(SERVICES, at(IP))].as_ref(), Some(name));
     let saddr = json!({"payload": {"protocol": "ip", "field": "saddr"}});
-    let expected = json!([
-        [{"match": {"left": saddr, "op": "!=", "right": {"set": [{"prefix": {"addr": "10.42.0.0", "len": 16}}]}}},
-         {"match": {"left": {"fib": {"flags": ["saddr"], "result": "type"}}, "op": "!=", "right": "local"}},
-         {"jump": {"target": "masquerade-later"}}],
-        [{"vmap": {"key": {"numgen": {"mode": "random", "mod": 1}}, "data": {"set": [[0, {"goto": {"target": names[0]}}]]}}}],
-    ]);
-    assert_eq!(chain(&found, "svc-"), expected);
     let expected = json!([
         [{"match": {"left": saddr, "op": "==", "right": "10.42.0.2"}}, {"jump": {"target": "masquerade-later"}}],
         [{"match": {"left": {"meta": {"key": "l4proto"}}, "op": "==", "right": "tcp"}}, {"dnat": {"addr": "10.42.0.2", "port": 8080}}],
     ]);
     assert_eq!(chain(&found, "ep-"), expected);
+}
+
+#[test]
+fn several_endpoints_are_chosen_from_at_random() {
+    let found = build(service("web", json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}]})), TWO);
+    let ends: Vec<&String> = found.chains.keys().filter(|name| name.starts_with("ep-")).collect();
+    let mut rule = chain(&found, "svc-");
+    let choice = rule[0][0]["vmap"]["data"]["set"].take();
+    assert_eq!(
+        rule,
+        json!([[{"vmap": {"key": {"numgen": {"mode": "random", "mod": 2}}, "data": {"set": null}}}]])
+    );
+    let mut chosen: Vec<&str> =
+        choice.as_array().unwrap().iter().map(|pair| pair[1]["goto"]["target"].as_str().unwrap()).collect();
+    chosen.sort_unstable();
+    assert_eq!(chosen, ends);
 }
 
 #[test]
@@ -129,7 +139,7 @@ fn affinity_has_a_set_per_endpoint() {
     let found = build(service("web", spec), TWO);
     assert_eq!(found.clients.len(), 2);
     assert!(found.clients.values().all(|clients| clients.timeout == 60));
-    assert_eq!(chain(&found, "svc-").as_array().unwrap().len(), 1 + 2 + 1);
+    assert_eq!(chain(&found, "svc-").as_array().unwrap().len(), 2 + 1);
 }
 
 #[test]
@@ -148,8 +158,9 @@ fn only_what_changed_is_written() {
             format!("{verb} {}", what.as_object().unwrap().keys().next().unwrap())
         })
         .collect();
-    // A chain for the new endpoint with its two rules, and the choice anew.
-    let expected = ["add chain", "add rule", "add rule", "flush chain", "add rule", "add rule"];
+    // A chain for the new endpoint with its two rules, one for the choice, and the address leads there.
+    let expected =
+        ["add chain", "add chain", "add rule", "add rule", "add rule", "delete element", "add element"];
     assert_eq!(verbs, expected);
     let all = serde_json::to_value(replace("ketch", &two)).unwrap();
     assert!(all["nftables"].as_array().unwrap().len() > 40);

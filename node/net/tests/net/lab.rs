@@ -112,7 +112,8 @@ impl Lab {
 
     /// The same with a datagram.
     pub fn ask_udp(&self, name: &str, target: &str) -> Result<String, String> {
-        let output = self.run(name, &["sh", "-c", &format!("echo hello | socat -T2 - {target}")]);
+        let script = format!("exec 3<>/dev/udp/{target}; echo hello >&3; timeout 10 head -n1 <&3");
+        let output = self.run(name, &["bash", "-c", &script]);
         let answer = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         if answer.is_empty() { Err(String::from_utf8_lossy(&output.stderr).into_owned()) } else { Ok(answer) }
     }

@@ -120,7 +120,7 @@ async fn services_are_reached_from_everywhere() {
         assert_eq!(lab.ask("client", &format!("TCP:{NODE}:30084")).unwrap(), format!("pod1 {CLIENT}"));
         assert_eq!(lab.ask("pod1", "TCP:10.43.0.26:80").unwrap(), "pod1 10.42.0.1");
     }
-    let udp: BTreeSet<String> = (0..16).map(|_| lab.ask_udp("pod1", "UDP:10.43.0.27:53").unwrap()).collect();
+    let udp: BTreeSet<String> = (0..16).map(|_| lab.ask_udp("pod1", "10.43.0.27/53").unwrap()).collect();
     assert_eq!(udp.len(), 2, "{udp:?}");
     nft.remove().await.unwrap();
     assert!(lab.ask("client", "TCP:10.43.0.20:80").is_err());

@@ -63,6 +63,15 @@ impl LoadBalancers {
         });
     }
 
+    fn plan(&self, key: &Key, service: &Service) -> Plan {
+        let (all, nodes) = (self.services.all(), self.nodes.all());
+        let all: Vec<&Service> = all.iter().map(AsRef::as_ref).collect();
+        let nodes: Vec<&Node> = nodes.iter().map(AsRef::as_ref).collect();
+        let has_endpoint = |node: &str| self.has_endpoint(key, node);
+        let observed = Observed { service, all: &all, nodes: &nodes, has_endpoint: &has_endpoint };
+        plan::plan(&observed)
+    }
+
     fn has_endpoint(&self, key: &Key, node: &str) -> bool {
         self.slices.in_namespace(&key.namespace).iter().any(|slice| {
             let labels = slice.metadata.labels.as_ref();
@@ -94,12 +103,7 @@ impl Reconcile for LoadBalancers {
     async fn reconcile(&self, key: &Key) -> Result<Next, Error> {
         self.writes.seen(key, &self.services).await;
         let Some(service) = self.services.get(key) else { return Ok(Next::OnChange) };
-        let (all, nodes) = (self.services.all(), self.nodes.all());
-        let all: Vec<&Service> = all.iter().map(AsRef::as_ref).collect();
-        let nodes: Vec<&Node> = nodes.iter().map(AsRef::as_ref).collect();
-        let has_endpoint = |node: &str| self.has_endpoint(key, node);
-        let observed = Observed { service: &service, all: &all, nodes: &nodes, has_endpoint: &has_endpoint };
-        let wanted = match plan::plan(&observed) {
+        let wanted = match self.plan(key, &service) {
             Plan::Leave => return Ok(Next::OnChange),
             Plan::Ingress(wanted) => wanted,
             Plan::Taken { port, by } => {
