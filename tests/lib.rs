@@ -15,6 +15,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -43,6 +44,27 @@ pub fn binary() -> PathBuf {
     let path = deps.parent().and_then(Path::parent).unwrap().join("ketch");
     assert!(path.is_file(), "{} is missing: run `cargo build`", path.display());
     path
+}
+
+/// The `kubectl` under test: the machine's, or the one that `KUBECTL` names.
+pub fn kubectl() -> PathBuf {
+    std::env::var_os("KUBECTL").map_or_else(|| "kubectl".into(), PathBuf::from)
+}
+
+/// Minor version of [`kubectl`].
+pub fn kubectl_minor() -> u32 {
+    let output = Command::new(kubectl()).args(["version", "--client", "-o", "json"]).output().unwrap();
+    let version: Value = serde_json::from_slice(&output.stdout).unwrap();
+    version["clientVersion"]["minor"].as_str().unwrap().trim_end_matches('+').parse().unwrap()
+}
+
+/// Whether the tests run as root; says so when a test is skipped because they do not.
+pub fn is_root() -> bool {
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
 }
 
 /// Polls `condition` until it is `Ok`; panics with its last `Err`.
@@ -79,10 +101,14 @@ impl Ketch {
 
     /// Starts one in `dir` with further flags and waits until it is ready.
     pub fn start_in(dir: &Path, flags: &[&str]) -> Self {
+        Self::start_as(Command::new(binary()), dir, flags)
+    }
+
+    /// [`Ketch::start_in`] by another program that runs the binary: `setpriv`, say.
+    pub fn start_as(mut command: Command, dir: &Path, flags: &[&str]) -> Self {
         let run_file = dir.join("run.json");
         let _ = fs::remove_file(&run_file);
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("test-output.log")).unwrap();
-        let mut command = Command::new(binary());
         command.arg("up").arg("--data-dir").arg(dir).args(["--node-name", "test-node"]);
         for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr"] {
             command.args([flag, "127.0.0.1:0"]);
@@ -136,6 +162,17 @@ impl Ketch {
         next
     }
 
+    /// A new token of an administrator's service account, for clients that take one.
+    pub fn token(&self) -> String {
+        let name = "test-robot";
+        if !self.kubectl(&["get", "serviceaccount", name]).status.success() {
+            let account = format!("--serviceaccount=default:{name}");
+            self.kubectl_ok(&["create", "serviceaccount", name]);
+            self.kubectl_ok(&["create", "clusterrolebinding", name, "--clusterrole=cluster-admin", &account]);
+        }
+        self.kubectl_ok(&["create", "token", name]).trim().to_owned()
+    }
+
     /// `SIGKILL`, and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -156,7 +193,7 @@ impl Ketch {
     /// Real `kubectl` with standard input.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Output {
         use std::io::Write;
-        let mut command = Command::new("kubectl");
+        let mut command = Command::new(kubectl());
         command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.dir);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl is missing");

@@ -3,6 +3,9 @@
 mod bad_input;
 mod crash;
 mod first_light;
+mod full_disk;
 mod isolation;
 mod kubectl;
+mod ordinary_user;
 mod python;
+mod registry;

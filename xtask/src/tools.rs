@@ -29,6 +29,22 @@ pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
     })
 }
 
+/// The oldest kubectl that has to work, Debian's, beside whatever the machine has. `None`: this is no
+/// Debian, or its package cannot be had.
+pub fn oldest_kubectl() -> Option<std::path::PathBuf> {
+    let dir = tools_dir().join("oldest-kubectl");
+    let kubectl = dir.join("usr/bin/kubectl");
+    if kubectl.is_file() {
+        return Some(kubectl);
+    }
+    std::fs::create_dir_all(&dir).ok()?;
+    run(program("apt-get").args(["download", "-qq", "kubernetes-client"]).current_dir(&dir)).ok()?;
+    let mut files = std::fs::read_dir(&dir).ok()?.flatten().map(|entry| entry.path());
+    let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"))?;
+    run(program("dpkg-deb").arg("--extract").args([&package, &dir])).ok()?;
+    kubectl.is_file().then_some(kubectl)
+}
+
 fn as_root(name: &str) -> std::process::Command {
     let root = output(program("id").arg("-u")).as_deref() == Some("0");
     if root {

@@ -6,6 +6,7 @@
 //! and between requests is decided here.
 
 mod idle;
+mod unread;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -228,7 +229,7 @@ fn answer(
         request.extensions_mut().insert(user);
     }
     async move {
-        let response = router.oneshot(request).await?;
+        let response = unread::read_rest(request, |request| router.oneshot(request)).await?;
         Ok(response.map(|body| Counted::new(body, busy)))
     }
 }
