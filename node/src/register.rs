@@ -16,8 +16,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{context::Context, host, options::NodeOptions};
 
-/// Between renewals of the Lease: three within the ten seconds after which the control plane gives a node up.
-const RENEW: Duration = Duration::from_secs(3);
+/// Between renewals of the Lease: three within the eight seconds after which the control plane gives a node up.
+const RENEW: Duration = Duration::from_secs(2);
+/// For a renewal. A request that hangs must not hold up the next one until the node counts as lost.
+const BEAT: Duration = Duration::from_secs(4);
 const LEASE_SECONDS: i32 = 40;
 /// Between statuses when nothing changes.
 const STATUS: Duration = Duration::from_secs(300);
@@ -55,10 +57,14 @@ impl Registration {
     /// Registers the node and keeps it alive until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
-            let wait = match self.beat().await {
-                Ok(()) => RENEW,
-                Err(error) => {
+            let wait = match tokio::time::timeout(BEAT, self.beat()).await {
+                Ok(Ok(())) => RENEW,
+                Ok(Err(error)) => {
                     tracing::warn!(node = self.options.name, %error, "the node's heartbeat failed");
+                    RETRY
+                }
+                Err(_) => {
+                    tracing::warn!(node = self.options.name, "the node's heartbeat got no answer");
                     RETRY
                 }
             };
@@ -78,7 +84,7 @@ impl Registration {
         if fresh { Ok(()) } else { self.write(status).await }
     }
 
-    /// Makes the object, or brings labels of an existing one up to date.
+    /// Brings labels of the object up to date, or makes it.
     async fn register(&mut self) -> Result<(), kube::Error> {
         let labels = self.labels();
         let node = core::Node {
@@ -94,10 +100,12 @@ impl Registration {
             }),
             status: Some(self.status()),
         };
-        let made = match self.nodes.create(&PostParams::default(), &node).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let patch = serde_json::json!({ "metadata": { "labels": labels } });
-                self.nodes.patch(&self.options.name, &PatchParams::default(), &Patch::Merge(&patch)).await?
+        // The object of a node that joined was made by the server.
+        let patch = serde_json::json!({ "metadata": { "labels": labels } });
+        let params = PatchParams::default();
+        let made = match self.nodes.patch(&self.options.name, &params, &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.nodes.create(&PostParams::default(), &node).await?
             }
             other => other?,
         };

@@ -4,5 +4,6 @@ mod bad_input;
 mod crash;
 mod first_light;
 mod isolation;
+mod join;
 mod kubectl;
 mod python;
