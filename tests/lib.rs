@@ -84,6 +84,7 @@ impl Ketch {
 
     /// Starts `ketch up` or `ketch server`.
     pub fn start_role(role: &str, dir: &Path, flags: &[&str]) -> Self {
+        fs::create_dir_all(dir).unwrap();
         let run_file = dir.join("run.json");
         let _ = fs::remove_file(&run_file);
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("test-output.log")).unwrap();

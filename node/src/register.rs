@@ -23,6 +23,8 @@ const BEAT: Duration = Duration::from_secs(4);
 const LEASE_SECONDS: i32 = 40;
 /// Between statuses when nothing changes.
 const STATUS: Duration = Duration::from_secs(300);
+/// Between looks at what the API holds: a node that was silent for a while is not told that it counts as lost.
+const LOOK: Duration = Duration::from_secs(10);
 /// Between tries while the API is away.
 const RETRY: Duration = Duration::from_secs(1);
 /// Images named in the status (upstream's default).
@@ -37,6 +39,9 @@ pub(crate) struct Registration {
     uid: Option<String>,
     /// What was written last, without heartbeat times.
     written: Option<(core::NodeStatus, Instant)>,
+    /// When the Lease was renewed, and when the object was looked at last.
+    renewed: Instant,
+    looked: Instant,
     conditions: Vec<core::NodeCondition>,
 }
 
@@ -50,6 +55,8 @@ impl Registration {
             leases: Api::namespaced(client, "kube-node-lease"),
             uid: None,
             written: None,
+            renewed: Instant::now(),
+            looked: Instant::now(),
             conditions: Vec::new(),
         }
     }
@@ -79,6 +86,11 @@ impl Registration {
             self.register().await?;
         }
         self.renew().await?;
+        let silent = self.renewed.elapsed() > BEAT;
+        self.renewed = Instant::now();
+        if silent || self.looked.elapsed() > LOOK {
+            self.look().await?;
+        }
         let status = self.status();
         let fresh = self.written.as_ref().is_some_and(|(old, at)| *old == status && at.elapsed() < STATUS);
         if fresh { Ok(()) } else { self.write(status).await }
@@ -111,6 +123,21 @@ impl Registration {
         };
         self.conditions = made.status.and_then(|status| status.conditions).unwrap_or_default();
         self.uid = made.metadata.uid;
+        Ok(())
+    }
+
+    /// Finds out whether the API still says what was written; if not, it is written again.
+    async fn look(&mut self) -> Result<(), kube::Error> {
+        let Some(node) = self.nodes.get_opt(&self.options.name).await? else {
+            self.written = None;
+            return self.register().await;
+        };
+        self.looked = Instant::now();
+        let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
+        if ready(&conditions) != ready(&self.conditions) {
+            self.conditions = conditions;
+            self.written = None;
+        }
         Ok(())
     }
 
@@ -217,4 +244,8 @@ impl Registration {
         let names = self.options.runtimes.iter().flat_map(|entry| &entry.handlers);
         names.map(|name| core::NodeRuntimeHandler { name: Some(name.clone()), features: None }).collect()
     }
+}
+
+fn ready(conditions: &[core::NodeCondition]) -> Option<&str> {
+    conditions.iter().find(|condition| condition.type_ == "Ready").map(|condition| condition.status.as_str())
 }

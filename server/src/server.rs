@@ -7,7 +7,11 @@ use std::{
 };
 
 use ketch_api::names::ADMIN_GROUP;
-use ketch_apiserver::{ApiServer, auth, pki::Pki, serve};
+use ketch_apiserver::{
+    ApiServer, auth,
+    pki::{NodeCertificates, Pki, PkiError},
+    serve,
+};
 use ketch_client::{TaskError, Tasks, kubeconfig::Credentials};
 use ketch_registry::Registry;
 use ketch_store::{RedbOptions, RedbStore, Retention, Storage};
@@ -68,6 +72,7 @@ pub struct Server {
     roles: Option<Roles>,
     listeners: (tokio::task::JoinSet<()>, CancellationToken),
     tunnel: Tunnel,
+    pki: Arc<Pki>,
     data_dir: DataDir,
     /// TLS listener.
     pub api_addr: SocketAddr,
@@ -152,6 +157,7 @@ impl Server {
             roles: None,
             listeners,
             tunnel,
+            pki: pki.clone(),
             data_dir,
             api_addr,
             ui_addr,
@@ -178,6 +184,26 @@ impl Server {
     /// Lets nodes on other machines in from now on. `reserved`: pod addresses of the node in this process.
     pub async fn admit_nodes(&self, reserved: &[String]) {
         self.front.joins.open(reserved.iter().filter_map(|range| range.parse().ok()).collect()).await;
+    }
+
+    /// Certificates for the node in this process, which talks to nodes on other machines as one of them. The
+    /// request is a PKCS #10 in PEM.
+    ///
+    /// # Errors
+    /// See [`Pki::sign_node`].
+    pub fn sign_node(
+        &self,
+        request: &str,
+        name: &str,
+        ranges: &[&str],
+        life: Duration,
+    ) -> Result<NodeCertificates, PkiError> {
+        self.pki.sign_node(request, name, ranges, life)
+    }
+
+    /// Certificate of the cluster's authority, PEM.
+    pub fn authority(&self) -> &str {
+        self.pki.ca_pem()
     }
 
     /// Tells the console where Functions answer.

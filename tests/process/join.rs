@@ -214,6 +214,43 @@ fn cut_off_and_back(ketch: &Ketch, two: &Node) {
 }
 
 #[test]
+fn a_second_machine_joins_ketch_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let own = ["--pod-cidr", "127.100.0.0/16", "--service-cidr", "127.101.0.0/16"];
+    let ketch = Ketch::start_in(&dir.path().join("up"), &own);
+    let second = join(&ketch, dir.path(), "second", &[]);
+    until_ready(&ketch, "second");
+    // The first machine has 127.100.0.0/19.
+    assert_eq!(second.run["pod-range"], "127.100.32.0/24");
+    ketch.deploy("hello", &[]);
+    ketch.apply(&web("pinned", Some("second")));
+    succeeded("rollout", ketch.kubectl(&["rollout", "status", "deployment/pinned", "--timeout=60s"]));
+    let (_, address) = pod(&ketch, "pinned").unwrap();
+    assert_eq!(get(&format!("{address}:8080"), "pinned", "/").unwrap().0, 200);
+    assert!(ketch.kubectl_ok(&["logs", "deployment/pinned"]).contains("GET /"));
+}
+
+#[test]
+fn a_node_that_was_deleted_stays_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let ketch = server(dir.path(), 102, &[]);
+    let one = join(&ketch, dir.path(), "one", &[]);
+    until_ready(&ketch, "one");
+    ketch.kubectl_ok(&["delete", "node", "one"]);
+    let log = dir.path().join("one/test-output.log");
+    until("the node to be told", || match std::fs::read_to_string(&log).unwrap() {
+        text if text.contains("not part of this cluster any more") => Ok(()),
+        text => Err(text),
+    });
+    assert_eq!(ketch.kubectl_ok(&["get", "nodes", "-o", "name"]), "");
+    // With a new token the machine is welcome again.
+    drop(one);
+    std::fs::remove_file(dir.path().join("one/node/identity")).unwrap();
+    let _one = join(&ketch, dir.path(), "one", &[]);
+    until_ready(&ketch, "one");
+}
+
+#[test]
 fn whoever_may_not_join_is_told_why() {
     let dir = tempfile::tempdir().unwrap();
     let ketch = server(dir.path(), 92, &[]);

@@ -136,3 +136,71 @@ impl ServerCertVerifier for Pinned {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    };
+
+    use super::*;
+    use crate::secure::{Failure, explain};
+
+    type Issuer = CertifiedIssuer<'static, KeyPair>;
+
+    fn authority() -> Issuer {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn leaf(issuer: &Issuer, usage: ExtendedKeyUsagePurpose) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(["box.example".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2026, 4, 1);
+        params.extended_key_usages = vec![usage];
+        params.signed_by(&KeyPair::generate().unwrap(), issuer).unwrap().der().clone()
+    }
+
+    /// 2026-02-01.
+    const NOW: u64 = 1_769_904_000;
+
+    #[test]
+    fn a_pinned_authority_is_looked_for_and_then_everything_is_verified() {
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let (ours, other) = (authority(), authority());
+        let (root, stranger) = (ours.der().clone(), other.der().clone());
+        let good = leaf(&ours, ServerAuth);
+        let year = 365 * 86_400;
+        type Case<'a> =
+            (&'a str, CertificateDer<'static>, Vec<CertificateDer<'static>>, &'a str, u64, Option<Failure>);
+        #[rustfmt::skip]
+        let cases: Vec<Case<'_>> = vec![
+            ("right", good.clone(), vec![root.clone()], "box.example", NOW, None),
+            ("authority not sent", good.clone(), vec![], "box.example", NOW, Some(Failure::WrongAuthority)),
+            ("another cluster", leaf(&other, ServerAuth), vec![stranger.clone()], "box.example", NOW, Some(Failure::WrongAuthority)),
+            // The pinned certificate is public: showing it proves nothing.
+            ("impostor", leaf(&other, ServerAuth), vec![stranger, root.clone()], "box.example", NOW, Some(Failure::WrongAuthority)),
+            ("a node as server", leaf(&ours, ClientAuth), vec![root.clone()], "box.example", NOW, Some(Failure::WrongAuthority)),
+            ("another name", good.clone(), vec![root.clone()], "other.example", NOW, Some(Failure::WrongName(String::new()))),
+            ("clock behind", good.clone(), vec![root.clone()], "box.example", NOW - year, Some(Failure::WrongTime)),
+            ("clock ahead", good, vec![root.clone()], "box.example", NOW + year, Some(Failure::WrongTime)),
+        ];
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = Authority::pinned(&fingerprint(&root)).verifier(provider).unwrap();
+        for (what, leaf, chain, name, now, expected) in cases {
+            let name = ServerName::try_from(name).unwrap();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(now));
+            let failure =
+                verifier.verify_server_cert(&leaf, &chain, &name, &[], now).err().map(|e| explain(&e));
+            match (failure, expected) {
+                (Some(Failure::WrongName(names)), Some(Failure::WrongName(_))) => {
+                    assert!(names.contains("box.example"), "{names}");
+                }
+                (failure, expected) => assert_eq!(failure, expected, "{what}"),
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The first conversation with the server: a token for an identity.
 
+use std::time::Duration;
+
 use http::Method;
 use jiff::Timestamp;
 use ketch_api::join::{JOIN_PATH, Membership, Request, Token};
@@ -11,6 +13,9 @@ use super::{
     server::{self, Fault},
 };
 
+/// For the answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Joins the cluster at `server`. The key is made here and stays here; the token is used up.
 ///
 /// # Errors
@@ -21,9 +26,11 @@ pub async fn join(server: &ServerAddress, token: &Token, node_name: &str) -> Res
     let tls = secure::tls(&pinned, None).map_err(|error| JoinError::Key(error.to_string()))?;
     let client = secure::connect(server.uri(), tls);
     let (key, request) = signing_request(node_name)?;
-    let given: Membership = server::ask(&client, Method::POST, JOIN_PATH, Some(&token.bearer()), &request)
-        .await
-        .map_err(|fault| refused(fault, server))?;
+    let bearer = token.bearer();
+    let asked = server::ask::<Membership>(&client, Method::POST, JOIN_PATH, Some(&bearer), &request);
+    let given = tokio::time::timeout(PATIENCE, asked).await;
+    let given = given.map_err(|_| JoinError::Unreachable(server.clone(), "no answer".to_owned()))?;
+    let given = given.map_err(|fault| refused(fault, server))?;
     // The server has proved that it has the authority's key; this is whether it knows what it says.
     if !pinned.is(&given.authority) {
         return Err(JoinError::WrongAuthority(server.clone()));
@@ -33,7 +40,10 @@ pub async fn join(server: &ServerAddress, token: &Token, node_name: &str) -> Res
 }
 
 /// A new key (PEM) and the request for certificates of it.
-pub(super) fn signing_request(node_name: &str) -> Result<(String, Request), JoinError> {
+///
+/// # Errors
+/// When the system has no random numbers.
+pub fn signing_request(node_name: &str) -> Result<(String, Request), JoinError> {
     let failed = |error: rcgen::Error| JoinError::Key(error.to_string());
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let request = CertificateParams::default().serialize_request(&key).map_err(failed)?;

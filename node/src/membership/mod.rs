@@ -20,7 +20,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use error::JoinError;
 pub use identity::Identity;
-pub use join::join;
+pub use join::{join, signing_request};
 pub use server::ServerAddress;
 pub use tunnel::TunnelState;
 
@@ -37,6 +37,7 @@ pub struct Member {
     tls: rustls::ClientConfig,
     client: kube::Client,
     gateway: kube::Client,
+    keyring: Arc<Keyring>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -70,7 +71,7 @@ impl Member {
         };
         tasks.spawn(renewal.run(stop.clone()));
         let wide = secure::connect(server.uri(), tls(&gateway)?);
-        Ok(Self { tls: tls(&node)?, identity, server, client, gateway: wide, stop, tasks })
+        Ok(Self { tls: tls(&node)?, identity, server, client, gateway: wide, keyring: node, stop, tasks })
     }
 
     /// A client with the node's rights.
@@ -81,6 +82,16 @@ impl Member {
     /// A client with the rights of the gateway on this node.
     pub fn gateway_client(&self) -> &kube::Client {
         &self.gateway
+    }
+
+    /// The node's certificate and key, always the current ones: for connections between nodes.
+    pub fn keyring(&self) -> &Arc<Keyring> {
+        &self.keyring
+    }
+
+    /// Certificate of the cluster's authority, PEM.
+    pub fn authority(&self) -> &str {
+        &self.identity.authority
     }
 
     /// Where the server is.
