@@ -36,6 +36,9 @@ pub(crate) struct Flags {
     /// The same with TLS [default: :443 as root, else 127.0.0.1:8443].
     #[arg(long, env = "KETCH_HTTPS_ADDR", value_name = "ADDR")]
     https_addr: Option<String>,
+    /// UDP address where nodes on other machines connect [default: 0.0.0.0:6444; up: 127.0.0.1:6444].
+    #[arg(long, env = "KETCH_QUIC_ADDR", value_name = "ADDR")]
+    quic_addr: Option<String>,
     /// Addresses of pods [default: 10.42.0.0/16 as root, else 127.42.0.0/16].
     #[arg(long, env = "KETCH_POD_CIDR", value_name = "CIDR")]
     pod_cidr: Option<String>,
@@ -48,6 +51,15 @@ pub(crate) struct Flags {
     /// Further names and addresses the API's certificate is for.
     #[arg(long, env = "KETCH_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
     tls_san: Vec<String>,
+    /// node: the server to join, https://HOST:6443.
+    #[arg(long, env = "KETCH_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// node: a token from `ketch token create`, for the first start.
+    #[arg(long, env = "KETCH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Days the certificates of nodes are valid; they are renewed at two thirds [default: 90].
+    #[arg(long, env = "KETCH_NODE_CERT_DAYS", value_name = "DAYS")]
+    node_cert_days: Option<f64>,
     /// File with the same keys [default: config.toml in the data directory, when it exists].
     #[arg(long, env = "KETCH_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -67,10 +79,17 @@ pub(crate) struct Options {
     pub(crate) ui_addr: SocketAddr,
     pub(crate) http_addr: SocketAddr,
     pub(crate) https_addr: SocketAddr,
+    pub(crate) quic_addr: SocketAddr,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
     pub(crate) node_name: String,
     pub(crate) tls_san: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<String>,
+    /// Never printed.
+    #[serde(skip)]
+    pub(crate) token: Option<String>,
+    pub(crate) node_cert_days: f64,
 }
 
 /// Which process the options are for; defaults differ.
@@ -78,6 +97,7 @@ pub(crate) struct Options {
 pub(crate) enum Role {
     Up,
     Server,
+    Node,
 }
 
 impl Flags {
@@ -103,16 +123,26 @@ impl Flags {
                 format!("{ui_addr} is not a loopback address; it serves plain HTTP"),
             ));
         }
+        let quic = if role == Role::Up { "127.0.0.1:6444" } else { "0.0.0.0:6444" };
+        let (pods, services) =
+            if root { ("10.42.0.0/16", "10.43.0.0/16") } else { ("127.42.0.0/16", "127.43.0.0/16") };
+        let pod_cidr = cidr(all.pod_cidr, "pod-cidr", pods)?;
+        let service_cidr = cidr(all.service_cidr, "service-cidr", services)?;
+        apart(&pod_cidr, &service_cidr)?;
         Ok(Options {
             data_dir: std::path::absolute(data_dir)?,
             api_addr: address(all.api_addr, "api-addr", api)?,
             ui_addr,
             http_addr: address(all.http_addr, "http-addr", any_or(":80", "127.0.0.1:8080"))?,
             https_addr: address(all.https_addr, "https-addr", any_or(":443", "127.0.0.1:8443"))?,
-            pod_cidr: cidr(all.pod_cidr, "pod-cidr", any_or("10.42.0.0/16", "127.42.0.0/16"))?,
-            service_cidr: cidr(all.service_cidr, "service-cidr", any_or("10.43.0.0/16", "127.43.0.0/16"))?,
+            quic_addr: address(all.quic_addr, "quic-addr", quic)?,
+            pod_cidr,
+            service_cidr,
             node_name: node_name(all.node_name)?,
             tls_san: all.tls_san,
+            server: all.server,
+            token: all.token,
+            node_cert_days: days(all.node_cert_days.unwrap_or(90.0))?,
         })
     }
 
@@ -123,17 +153,21 @@ impl Flags {
             ui_addr: self.ui_addr.or(file.ui_addr),
             http_addr: self.http_addr.or(file.http_addr),
             https_addr: self.https_addr.or(file.https_addr),
+            quic_addr: self.quic_addr.or(file.quic_addr),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
             node_name: self.node_name.or(file.node_name),
             tls_san: if self.tls_san.is_empty() { file.tls_san } else { self.tls_san },
+            server: self.server.or(file.server),
+            token: self.token.or(file.token),
+            node_cert_days: self.node_cert_days.or(file.node_cert_days),
             config: None,
             print_config: self.print_config,
         }
     }
 }
 
-fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
     Unusable(format!("option {key}: {why}")).into()
 }
 
@@ -184,6 +218,23 @@ fn cidr(given: Option<String>, key: &str, default: &str) -> Result<String> {
     }
 }
 
+/// A Service must not have a pod's address.
+fn apart(pods: &str, services: &str) -> Result<()> {
+    let [Ok(a), Ok(b)] = [pods, services].map(str::parse::<ketch_node::Cidr>) else { return Ok(()) };
+    match a.covers(&b) || b.covers(&a) {
+        true => Err(unusable("service-cidr", format!("{services} overlaps the addresses of pods, {pods}"))),
+        false => Ok(()),
+    }
+}
+
+/// From a few seconds, for tests of renewal, to ten years, the authority's own life.
+fn days(days: f64) -> Result<f64> {
+    match (0.0001..=3650.0).contains(&days) {
+        true => Ok(days),
+        false => Err(unusable("node-cert-days", format!("{days} is not between 0.0001 and 3650"))),
+    }
+}
+
 fn node_name(given: Option<String>) -> Result<String> {
     let name = match given {
         Some(name) => name,
@@ -220,6 +271,13 @@ mod tests {
     }
 
     #[test]
+    fn a_token_is_not_printed() {
+        let flags = Flags { token: Some("ketch1.secret".into()), ..Flags::default() };
+        let printed = toml::to_string_pretty(&resolve(flags).unwrap()).unwrap();
+        assert!(!printed.contains("secret") && printed.contains("quic-addr"), "{printed}");
+    }
+
+    #[test]
     fn the_file_fills_gaps_and_flags_win() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.toml"), "http-addr = \":9000\"\napi-addr = \":9001\"\n")
@@ -242,6 +300,8 @@ mod tests {
             (Flags { ui_addr: Some("0.0.0.0:6440".into()), ..Flags::default() }, "loopback"),
             (Flags { pod_cidr: Some("10.0.0.0/40".into()), ..Flags::default() }, "pod-cidr"),
             (Flags { http_addr: Some("1.2.3.4:99999".into()), ..Flags::default() }, "http-addr"),
+            (Flags { node_cert_days: Some(0.0), ..Flags::default() }, "node-cert-days"),
+            (Flags { pod_cidr: Some("127.43.8.0/24".into()), ..Flags::default() }, "overlaps"),
         ] {
             let error = resolve(flags).unwrap_err();
             assert!(error.is::<Unusable>() && error.to_string().contains(word), "{error}");

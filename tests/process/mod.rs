@@ -5,6 +5,7 @@ mod crash;
 mod first_light;
 mod full_disk;
 mod isolation;
+mod join;
 mod kubectl;
 mod ordinary_user;
 mod python;

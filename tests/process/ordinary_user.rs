@@ -28,7 +28,7 @@ fn an_ordinary_user_has_the_whole_way_to_a_url() {
     let data = dir.path().join("data");
     std::fs::create_dir(&data).unwrap();
     chown(&data, Some(USER), Some(USER)).unwrap();
-    let ketch = Ketch::start_as(as_user(&program), &data, &[]);
+    let ketch = Ketch::start_as(as_user(&program), "up", &data, &[]);
     let owner = std::fs::read_to_string(format!("/proc/{}/status", ketch.pid())).unwrap();
     assert!(owner.contains(&format!("Uid:\t{USER}")), "{owner}");
     ketch.deploy("hello", &[]);
