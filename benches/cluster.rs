@@ -66,7 +66,7 @@ impl Cluster {
         let directory = tempfile::tempdir()?;
         let mut command = Command::new(binary());
         command.arg("up").arg("--data-dir").arg(directory.path()).args(["--node-name", "bench"]);
-        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--dns-addr"] {
+        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr", "--dns-addr"] {
             command.args([flag, "127.0.0.1:0"]);
         }
         let process = Process::start(&mut command)?;

@@ -15,6 +15,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -43,6 +44,27 @@ pub fn binary() -> PathBuf {
     let path = deps.parent().and_then(Path::parent).unwrap().join("ketch");
     assert!(path.is_file(), "{} is missing: run `cargo build`", path.display());
     path
+}
+
+/// The `kubectl` under test: the machine's, or the one that `KUBECTL` names.
+pub fn kubectl() -> PathBuf {
+    std::env::var_os("KUBECTL").map_or_else(|| "kubectl".into(), PathBuf::from)
+}
+
+/// Minor version of [`kubectl`].
+pub fn kubectl_minor() -> u32 {
+    let output = Command::new(kubectl()).args(["version", "--client", "-o", "json"]).output().unwrap();
+    let version: Value = serde_json::from_slice(&output.stdout).unwrap();
+    version["clientVersion"]["minor"].as_str().unwrap().trim_end_matches('+').parse().unwrap()
+}
+
+/// Whether the tests run as root; says so when a test is skipped because they do not.
+pub fn is_root() -> bool {
+    let root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    if !root {
+        eprintln!("skipped: needs root");
+    }
+    root
 }
 
 /// Polls `condition` until it is `Ok`; panics with its last `Err`.
@@ -79,13 +101,25 @@ impl Ketch {
 
     /// Starts one in `dir` with further flags and waits until it is ready.
     pub fn start_in(dir: &Path, flags: &[&str]) -> Self {
+        Self::start_as(Command::new(binary()), "up", dir, flags)
+    }
+
+    /// Starts `ketch up` or `ketch server`.
+    pub fn start_role(role: &str, dir: &Path, flags: &[&str]) -> Self {
+        Self::start_as(Command::new(binary()), role, dir, flags)
+    }
+
+    /// [`Ketch::start_role`] by another program that runs the binary: `setpriv`, say.
+    pub fn start_as(mut command: Command, role: &str, dir: &Path, flags: &[&str]) -> Self {
+        fs::create_dir_all(dir).unwrap();
         let run_file = dir.join("run.json");
         let _ = fs::remove_file(&run_file);
         let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("test-output.log")).unwrap();
-        let mut command = Command::new(binary());
-        command.arg("up").arg("--data-dir").arg(dir).args(["--node-name", "test-node"]);
-        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--dns-addr"] {
-            command.args([flag, "127.0.0.1:0"]);
+        command.arg(role).arg("--data-dir").arg(dir).args(["--node-name", "test-node"]);
+        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr", "--dns-addr"] {
+            if !flags.contains(&flag) {
+                command.args([flag, "127.0.0.1:0"]);
+            }
         }
         command.args(flags).env_remove("KUBECONFIG").stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
@@ -136,6 +170,17 @@ impl Ketch {
         next
     }
 
+    /// A new token of an administrator's service account, for clients that take one.
+    pub fn token(&self) -> String {
+        let name = "test-robot";
+        if !self.kubectl(&["get", "serviceaccount", name]).status.success() {
+            let account = format!("--serviceaccount=default:{name}");
+            self.kubectl_ok(&["create", "serviceaccount", name]);
+            self.kubectl_ok(&["create", "clusterrolebinding", name, "--clusterrole=cluster-admin", &account]);
+        }
+        self.kubectl_ok(&["create", "token", name]).trim().to_owned()
+    }
+
     /// `SIGKILL`, and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -156,7 +201,7 @@ impl Ketch {
     /// Real `kubectl` with standard input.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Output {
         use std::io::Write;
-        let mut command = Command::new("kubectl");
+        let mut command = Command::new(kubectl());
         command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", &self.dir);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("kubectl is missing");
@@ -198,6 +243,74 @@ impl Ketch {
         let address = self.address("http-addr");
         let port = address.rsplit(':').next().unwrap_or_default();
         get(&address, &format!("{function}.default.localhost:{port}"), path)
+    }
+}
+
+/// A `ketch node` with a data directory of its own. Killed when dropped.
+pub struct Node {
+    child: Child,
+    /// What it wrote about itself.
+    pub run: Value,
+    log: PathBuf,
+}
+
+impl Node {
+    /// The command, with everything but `flags` decided.
+    pub fn command(dir: &Path, name: &str, flags: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.arg("node").arg("--data-dir").arg(dir).args(["--node-name", name]);
+        for flag in ["--http-addr", "--https-addr"] {
+            if !flags.contains(&flag) {
+                command.args([flag, "127.0.0.1:0"]);
+            }
+        }
+        command.args(flags).env_remove("KUBECONFIG").env_remove("KETCH_TOKEN").stdin(Stdio::null());
+        command
+    }
+
+    /// Starts one and waits until it runs.
+    pub fn start(dir: &Path, name: &str, flags: &[&str]) -> Self {
+        fs::create_dir_all(dir).unwrap();
+        let run_file = dir.join("run.json");
+        let _ = fs::remove_file(&run_file);
+        let log = dir.join("test-output.log");
+        let out = fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut command = Self::command(dir, name, flags);
+        command.stdout(out.try_clone().unwrap()).stderr(out);
+        let mut child = command.spawn().unwrap();
+        let run = until("ketch node", || {
+            if let Some(status) = child.try_wait().unwrap() {
+                let output = fs::read_to_string(&log).unwrap_or_default();
+                panic!("ketch node ended with {status}:\n{output}");
+            }
+            let text = fs::read_to_string(&run_file).map_err(|e| e.to_string())?;
+            serde_json::from_str::<Value>(&text).map_err(|e| e.to_string())
+        });
+        Self { child, run, log }
+    }
+
+    /// Sends a signal by name, for instance `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        succeeded("kill", Command::new("kill").args(["-s", name, &pid]).output().unwrap());
+    }
+
+    /// `SIGKILL`, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let output = fs::read_to_string(&self.log).unwrap_or_default();
+            let tail = output.lines().rev().take(30).collect::<Vec<_>>();
+            eprintln!("--- last output of ketch node {} ---", self.run["node-name"]);
+            tail.into_iter().rev().for_each(|line| eprintln!("{line}"));
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 pub use k8s_openapi as k8s;
 
 pub mod function;
+pub mod join;
 pub mod kinds;
 pub mod meta;
 pub mod names;

@@ -36,6 +36,8 @@ pub const ADMIN_GROUP: &str = "system:masters";
 pub const NODES_GROUP: &str = "system:nodes";
 /// Group of gateways: they read what routes are made of, in every namespace.
 pub const GATEWAY_GROUP: &str = "system:ketch-gateways";
+/// Prefix of the user name of a node's gateway.
+pub const GATEWAY_USER_PREFIX: &str = "system:ketch-gateway:";
 /// Prefix of a node's user name.
 pub const NODE_USER_PREFIX: &str = "system:node:";
 /// Prefix of a service account's user name.

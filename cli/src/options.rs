@@ -36,7 +36,10 @@ pub(crate) struct Flags {
     /// The same with TLS [default: :443 as root, else 127.0.0.1:8443].
     #[arg(long, env = "KETCH_HTTPS_ADDR", value_name = "ADDR")]
     https_addr: Option<String>,
-    /// Address of the cluster's DNS server [default: the tenth address of the Service range as root, else 127.0.0.1:6453].
+    /// UDP address where nodes on other machines connect [default: 0.0.0.0:6444; up: 127.0.0.1:6444].
+    #[arg(long, env = "KETCH_QUIC_ADDR", value_name = "ADDR")]
+    quic_addr: Option<String>,
+    /// Address of cluster DNS [default: port 53 of the tenth Service address as root, else 127.0.0.1:6453].
     #[arg(long, env = "KETCH_DNS_ADDR", value_name = "ADDR")]
     dns_addr: Option<String>,
     /// Addresses of pods [default: 10.42.0.0/16 as root, else 127.42.0.0/16].
@@ -51,6 +54,15 @@ pub(crate) struct Flags {
     /// Further names and addresses the API's certificate is for.
     #[arg(long, env = "KETCH_TLS_SAN", value_name = "NAME", value_delimiter = ',')]
     tls_san: Vec<String>,
+    /// node: the server to join, https://HOST:6443.
+    #[arg(long, env = "KETCH_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// node: a token from `ketch token create`, for the first start.
+    #[arg(long, env = "KETCH_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Days the certificates of nodes are valid; they are renewed at two thirds [default: 90].
+    #[arg(long, env = "KETCH_NODE_CERT_DAYS", value_name = "DAYS")]
+    node_cert_days: Option<f64>,
     /// File with the same keys [default: config.toml in the data directory, when it exists].
     #[arg(long, env = "KETCH_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -70,14 +82,20 @@ pub(crate) struct Options {
     pub(crate) ui_addr: SocketAddr,
     pub(crate) http_addr: SocketAddr,
     pub(crate) https_addr: SocketAddr,
-    pub(crate) dns_addr: SocketAddr,
-    /// Whether somebody chose it; if not, another one does when it is taken.
-    #[serde(skip)]
-    pub(crate) dns_addr_given: bool,
+    pub(crate) quic_addr: SocketAddr,
+    /// `None`: what suits the cluster's Service range, or another one if that is taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) dns_addr: Option<SocketAddr>,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
     pub(crate) node_name: String,
     pub(crate) tls_san: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) server: Option<String>,
+    /// Never printed.
+    #[serde(skip)]
+    pub(crate) token: Option<String>,
+    pub(crate) node_cert_days: f64,
 }
 
 /// Which process the options are for; defaults differ.
@@ -85,6 +103,7 @@ pub(crate) struct Options {
 pub(crate) enum Role {
     Up,
     Server,
+    Node,
 }
 
 impl Flags {
@@ -110,24 +129,27 @@ impl Flags {
                 format!("{ui_addr} is not a loopback address; it serves plain HTTP"),
             ));
         }
-        let service_cidr = cidr(all.service_cidr, "service-cidr", any_or("10.43.0.0/16", "127.43.0.0/16"))?;
-        let dns_addr_given = all.dns_addr.is_some();
-        let dns_default = match dns_ip(&service_cidr) {
-            Some(ip) if root => format!("{ip}:53"),
-            _ => "127.0.0.1:6453".to_owned(),
-        };
+        let quic = if role == Role::Up { "127.0.0.1:6444" } else { "0.0.0.0:6444" };
+        let (pods, services) =
+            if root { ("10.42.0.0/16", "10.43.0.0/16") } else { ("127.42.0.0/16", "127.43.0.0/16") };
+        let pod_cidr = cidr(all.pod_cidr, "pod-cidr", pods)?;
+        let service_cidr = cidr(all.service_cidr, "service-cidr", services)?;
+        apart(&pod_cidr, &service_cidr)?;
         Ok(Options {
             data_dir: std::path::absolute(data_dir)?,
             api_addr: address(all.api_addr, "api-addr", api)?,
             ui_addr,
             http_addr: address(all.http_addr, "http-addr", any_or(":80", "127.0.0.1:8080"))?,
             https_addr: address(all.https_addr, "https-addr", any_or(":443", "127.0.0.1:8443"))?,
-            pod_cidr: cidr(all.pod_cidr, "pod-cidr", any_or("10.42.0.0/16", "127.42.0.0/16"))?,
-            dns_addr: address(all.dns_addr, "dns-addr", &dns_default)?,
-            dns_addr_given,
+            quic_addr: address(all.quic_addr, "quic-addr", quic)?,
+            dns_addr: all.dns_addr.map(|given| address(Some(given), "dns-addr", "")).transpose()?,
+            pod_cidr,
             service_cidr,
             node_name: node_name(all.node_name)?,
             tls_san: all.tls_san,
+            server: all.server,
+            token: all.token,
+            node_cert_days: days(all.node_cert_days.unwrap_or(90.0))?,
         })
     }
 
@@ -138,24 +160,23 @@ impl Flags {
             ui_addr: self.ui_addr.or(file.ui_addr),
             http_addr: self.http_addr.or(file.http_addr),
             https_addr: self.https_addr.or(file.https_addr),
+            quic_addr: self.quic_addr.or(file.quic_addr),
             dns_addr: self.dns_addr.or(file.dns_addr),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
             node_name: self.node_name.or(file.node_name),
             tls_san: if self.tls_san.is_empty() { file.tls_san } else { self.tls_san },
+            server: self.server.or(file.server),
+            token: self.token.or(file.token),
+            node_cert_days: self.node_cert_days.or(file.node_cert_days),
             config: None,
             print_config: self.print_config,
         }
     }
 }
 
-fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
+pub(crate) fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
     Unusable(format!("option {key}: {why}")).into()
-}
-
-/// The address of the `kube-dns` Service: the tenth of the range.
-pub(crate) fn dns_ip(service_cidr: &str) -> Option<IpAddr> {
-    service_cidr.parse::<ketch_node::Cidr>().ok()?.nth(10)
 }
 
 /// `$XDG_DATA_HOME/ketch`, or what stands for it.
@@ -205,6 +226,23 @@ fn cidr(given: Option<String>, key: &str, default: &str) -> Result<String> {
     }
 }
 
+/// A Service must not have a pod's address.
+fn apart(pods: &str, services: &str) -> Result<()> {
+    let [Ok(a), Ok(b)] = [pods, services].map(str::parse::<ketch_node::Cidr>) else { return Ok(()) };
+    match a.covers(&b) || b.covers(&a) {
+        true => Err(unusable("service-cidr", format!("{services} overlaps the addresses of pods, {pods}"))),
+        false => Ok(()),
+    }
+}
+
+/// From a few seconds, for tests of renewal, to ten years, the authority's own life.
+fn days(days: f64) -> Result<f64> {
+    match (0.0001..=3650.0).contains(&days) {
+        true => Ok(days),
+        false => Err(unusable("node-cert-days", format!("{days} is not between 0.0001 and 3650"))),
+    }
+}
+
 fn node_name(given: Option<String>) -> Result<String> {
     let name = match given {
         Some(name) => name,
@@ -238,24 +276,13 @@ mod tests {
         assert_eq!(options.api_addr.to_string(), "127.0.0.1:6443");
         assert_eq!(options.http_addr.to_string(), "127.0.0.1:8080");
         assert_eq!(options.pod_cidr, "127.42.0.0/16");
-        assert_eq!(options.dns_addr.to_string(), "127.0.0.1:6453");
     }
 
     #[test]
-    fn the_superusers_dns_address_is_of_the_service_range() {
-        let dir = tempfile::tempdir().unwrap();
-        let flags = |service_cidr: Option<&str>, dns_addr: Option<&str>| Flags {
-            data_dir: Some(dir.path().into()),
-            node_name: Some("n1".into()),
-            service_cidr: service_cidr.map(str::to_owned),
-            dns_addr: dns_addr.map(str::to_owned),
-            ..Flags::default()
-        };
-        let dns = |flags: Flags| flags.resolve(Role::Up, true).unwrap();
-        assert_eq!(dns(flags(None, None)).dns_addr.to_string(), "10.43.0.10:53");
-        assert_eq!(dns(flags(Some("10.96.0.0/12"), None)).dns_addr.to_string(), "10.96.0.10:53");
-        let given = dns(flags(None, Some(":5353")));
-        assert!(given.dns_addr_given && given.dns_addr.to_string() == "0.0.0.0:5353");
+    fn a_token_is_not_printed() {
+        let flags = Flags { token: Some("ketch1.secret".into()), ..Flags::default() };
+        let printed = toml::to_string_pretty(&resolve(flags).unwrap()).unwrap();
+        assert!(!printed.contains("secret") && printed.contains("quic-addr"), "{printed}");
     }
 
     #[test]
@@ -281,6 +308,9 @@ mod tests {
             (Flags { ui_addr: Some("0.0.0.0:6440".into()), ..Flags::default() }, "loopback"),
             (Flags { pod_cidr: Some("10.0.0.0/40".into()), ..Flags::default() }, "pod-cidr"),
             (Flags { http_addr: Some("1.2.3.4:99999".into()), ..Flags::default() }, "http-addr"),
+            (Flags { dns_addr: Some("10.43.0.10".into()), ..Flags::default() }, "dns-addr"),
+            (Flags { node_cert_days: Some(0.0), ..Flags::default() }, "node-cert-days"),
+            (Flags { pod_cidr: Some("127.43.8.0/24".into()), ..Flags::default() }, "overlaps"),
         ] {
             let error = resolve(flags).unwrap_err();
             assert!(error.is::<Unusable>() && error.to_string().contains(word), "{error}");

@@ -33,11 +33,20 @@ pub fn in_process(
 /// # Errors
 /// The file cannot be read or understood, it has no such context, or its credentials cannot be used.
 pub async fn from_kubeconfig(path: &Path, context: Option<&str>) -> Result<Client, Error> {
+    let config = config_of(path, context).await?;
+    let unusable = |why: String| Error::Unusable { path: path.to_owned(), why };
+    Client::try_from(config).map_err(|e| unusable(crate::status_text(&e)))
+}
+
+/// What a context of a kubeconfig file says: where the server is, and which authority to believe.
+///
+/// # Errors
+/// The file cannot be read or understood, or it has no such context.
+pub async fn config_of(path: &Path, context: Option<&str>) -> Result<Config, Error> {
     let unusable = |why: String| Error::Unusable { path: path.to_owned(), why };
     let file = Kubeconfig::read_from(path).map_err(|e| unusable(e.to_string()))?;
     let options = KubeConfigOptions { context: context.map(str::to_owned), ..KubeConfigOptions::default() };
-    let config = Config::from_custom_kubeconfig(file, &options).await.map_err(|e| unusable(e.to_string()))?;
-    Client::try_from(config).map_err(|e| unusable(crate::status_text(&e)))
+    Config::from_custom_kubeconfig(file, &options).await.map_err(|e| unusable(e.to_string()))
 }
 
 #[cfg(test)]

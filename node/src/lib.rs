@@ -16,6 +16,7 @@ mod images;
 mod index;
 mod logs;
 pub mod machine;
+pub mod membership;
 mod network;
 mod options;
 mod pods;

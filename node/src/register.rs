@@ -16,11 +16,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{context::Context, host, options::NodeOptions};
 
-/// Between renewals of the Lease: three within the ten seconds after which the control plane gives a node up.
-const RENEW: Duration = Duration::from_secs(3);
+/// Between renewals of the Lease: three within the eight seconds after which the control plane gives a node up.
+const RENEW: Duration = Duration::from_secs(2);
+/// For a renewal. A request that hangs must not hold up the next one until the node counts as lost.
+const BEAT: Duration = Duration::from_secs(4);
 const LEASE_SECONDS: i32 = 40;
 /// Between statuses when nothing changes.
 const STATUS: Duration = Duration::from_secs(300);
+/// Between looks at what the API holds: a node that was silent for a while is not told that it counts as lost.
+const LOOK: Duration = Duration::from_secs(10);
 /// Between tries while the API is away.
 const RETRY: Duration = Duration::from_secs(1);
 /// Images named in the status (upstream's default).
@@ -35,6 +39,9 @@ pub(crate) struct Registration {
     uid: Option<String>,
     /// What was written last, without heartbeat times.
     written: Option<(core::NodeStatus, Instant)>,
+    /// When the Lease was renewed, and when the object was looked at last.
+    renewed: Instant,
+    looked: Instant,
     conditions: Vec<core::NodeCondition>,
 }
 
@@ -48,6 +55,8 @@ impl Registration {
             leases: Api::namespaced(client, "kube-node-lease"),
             uid: None,
             written: None,
+            renewed: Instant::now(),
+            looked: Instant::now(),
             conditions: Vec::new(),
         }
     }
@@ -55,10 +64,14 @@ impl Registration {
     /// Registers the node and keeps it alive until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
-            let wait = match self.beat().await {
-                Ok(()) => RENEW,
-                Err(error) => {
+            let wait = match tokio::time::timeout(BEAT, self.beat()).await {
+                Ok(Ok(())) => RENEW,
+                Ok(Err(error)) => {
                     tracing::warn!(node = self.options.name, %error, "the node's heartbeat failed");
+                    RETRY
+                }
+                Err(_) => {
+                    tracing::warn!(node = self.options.name, "the node's heartbeat got no answer");
                     RETRY
                 }
             };
@@ -73,12 +86,17 @@ impl Registration {
             self.register().await?;
         }
         self.renew().await?;
+        let silent = self.renewed.elapsed() > BEAT;
+        self.renewed = Instant::now();
+        if silent || self.looked.elapsed() > LOOK {
+            self.look().await?;
+        }
         let status = self.status();
         let fresh = self.written.as_ref().is_some_and(|(old, at)| *old == status && at.elapsed() < STATUS);
         if fresh { Ok(()) } else { self.write(status).await }
     }
 
-    /// Makes the object, or brings labels of an existing one up to date.
+    /// Brings labels of the object up to date, or makes it.
     async fn register(&mut self) -> Result<(), kube::Error> {
         let labels = self.labels();
         let node = core::Node {
@@ -94,15 +112,32 @@ impl Registration {
             }),
             status: Some(self.status()),
         };
-        let made = match self.nodes.create(&PostParams::default(), &node).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let patch = serde_json::json!({ "metadata": { "labels": labels } });
-                self.nodes.patch(&self.options.name, &PatchParams::default(), &Patch::Merge(&patch)).await?
+        // The object of a node that joined was made by the server.
+        let patch = serde_json::json!({ "metadata": { "labels": labels } });
+        let params = PatchParams::default();
+        let made = match self.nodes.patch(&self.options.name, &params, &Patch::Merge(&patch)).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                self.nodes.create(&PostParams::default(), &node).await?
             }
             other => other?,
         };
         self.conditions = made.status.and_then(|status| status.conditions).unwrap_or_default();
         self.uid = made.metadata.uid;
+        Ok(())
+    }
+
+    /// Finds out whether the API still says what was written; if not, it is written again.
+    async fn look(&mut self) -> Result<(), kube::Error> {
+        let Some(node) = self.nodes.get_opt(&self.options.name).await? else {
+            self.written = None;
+            return self.register().await;
+        };
+        self.looked = Instant::now();
+        let conditions = node.status.and_then(|status| status.conditions).unwrap_or_default();
+        if ready(&conditions) != ready(&self.conditions) {
+            self.conditions = conditions;
+            self.written = None;
+        }
         Ok(())
     }
 
@@ -209,4 +244,8 @@ impl Registration {
         let names = self.options.runtimes.iter().flat_map(|entry| &entry.handlers);
         names.map(|name| core::NodeRuntimeHandler { name: Some(name.clone()), features: None }).collect()
     }
+}
+
+fn ready(conditions: &[core::NodeCondition]) -> Option<&str> {
+    conditions.iter().find(|condition| condition.type_ == "Ready").map(|condition| condition.status.as_str())
 }

@@ -1,5 +1,7 @@
 //! Which part of the server answers a path: the API, the registry, or the console.
 
+use std::sync::Arc;
+
 use axum::{Router, body::Body};
 use http::{HeaderMap, Request, Response, header};
 use tower::ServiceExt;
@@ -7,6 +9,7 @@ use tower::ServiceExt;
 use crate::{
     console::{Console, assets},
     images::Images,
+    join::Joins,
 };
 
 /// In the extensions of requests that came over TLS.
@@ -23,6 +26,7 @@ pub(crate) struct Front {
     pub(crate) api: Router,
     pub(crate) images: Images,
     pub(crate) console: Console,
+    pub(crate) joins: Arc<Joins>,
 }
 
 impl Front {
@@ -41,6 +45,7 @@ impl Front {
         let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         match first {
             "v2" => self.images.serve(request).await,
+            "ketch" => self.joins.serve(request).await,
             "console" => self.console.serve(request).await,
             first if API.contains(&first) || (first.is_empty() && !is_browser(request.headers())) => {
                 let Ok(response) = self.api.oneshot(request).await;

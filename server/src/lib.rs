@@ -7,10 +7,12 @@ mod console;
 mod data_dir;
 mod front;
 mod images;
+mod join;
 mod listeners;
 mod nodes;
 mod options;
 mod server;
+mod tunnel;
 
 pub use data_dir::{DataDir, DataDirError};
 pub use ketch_apiserver::auth::User;

@@ -19,6 +19,14 @@ pub fn bind(address: SocketAddr, flag: &'static str) -> Result<std::net::TcpList
     Ok(listener)
 }
 
+/// The same for UDP.
+pub fn bind_udp(address: SocketAddr, flag: &'static str) -> Result<std::net::UdpSocket, BindError> {
+    let failed = |error: io::Error| BindError { address, flag, why: explain(&error, address) };
+    let socket = std::net::UdpSocket::bind(address).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    Ok(socket)
+}
+
 fn explain(error: &io::Error, address: SocketAddr) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => "another program uses this port".into(),

@@ -1,5 +1,5 @@
-//! The ways from the server to its nodes. A node in this process is its router; others will come through
-//! the tunnel that they open.
+//! The ways from the server to its nodes: to one in this process through its router, to others through the
+//! connection that they have opened ([`crate::tunnel`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,18 +11,56 @@ use ketch_api::Status;
 use ketch_apiserver::NodeConnector;
 use tower::ServiceExt;
 
+use crate::tunnel::Way;
+
 /// Connected nodes by name.
 #[derive(Default)]
 pub struct Nodes {
-    routers: ArcSwap<BTreeMap<String, Router>>,
+    all: ArcSwap<BTreeMap<String, Connected>>,
 }
+
+#[derive(Clone)]
+enum Connected {
+    Here(Router),
+    There(Way),
+}
+
+// === impl Nodes ===
 
 impl Nodes {
     /// Makes `router` what answers for node `name`.
     pub fn connect(&self, name: &str, router: Router) {
-        self.routers.rcu(|all| {
+        self.change(|all| all.insert(name.to_owned(), Connected::Here(router.clone())));
+    }
+
+    /// A node has come. An earlier connection of it is closed; a node in this process stays what it is.
+    pub(crate) fn arrive(&self, name: &str, way: Way) {
+        let before = self.all.load_full();
+        match before.get(name) {
+            Some(Connected::Here(_)) => return way.replaced(),
+            Some(Connected::There(old)) => old.replaced(),
+            None => {}
+        }
+        self.change(|all| all.insert(name.to_owned(), Connected::There(way.clone())));
+    }
+
+    /// A connection has ended. A later one of the same node stays.
+    pub(crate) fn leave(&self, name: &str, way: &Way) {
+        self.change(|all| match all.get(name) {
+            Some(Connected::There(known)) if known.is(way) => all.remove(name),
+            _ => None,
+        });
+    }
+
+    /// How many there are.
+    pub(crate) fn connected(&self) -> usize {
+        self.all.load().len()
+    }
+
+    fn change(&self, change: impl Fn(&mut BTreeMap<String, Connected>) -> Option<Connected>) {
+        self.all.rcu(|all| {
             let mut all = BTreeMap::clone(all);
-            all.insert(name.to_owned(), router.clone());
+            change(&mut all);
             Arc::new(all)
         });
     }
@@ -31,10 +69,14 @@ impl Nodes {
 #[async_trait]
 impl NodeConnector for Nodes {
     async fn request(&self, node: &str, request: Request<Body>) -> Result<Response<Body>, Status> {
-        let router = self.routers.load().get(node).cloned();
-        let router = router
-            .ok_or_else(|| Status::unavailable(format!("node \"{node}\" is not connected to this server")))?;
-        let Ok(response) = router.oneshot(request).await;
-        Ok(response)
+        let connected = self.all.load().get(node).cloned();
+        match connected {
+            Some(Connected::Here(router)) => {
+                let Ok(response) = router.oneshot(request).await;
+                Ok(response)
+            }
+            Some(Connected::There(way)) => way.request(node, request).await,
+            None => Err(Status::unavailable(format!("node \"{node}\" is not connected to this server"))),
+        }
     }
 }

@@ -7,7 +7,11 @@ use std::{
 };
 
 use ketch_api::names::ADMIN_GROUP;
-use ketch_apiserver::{ApiServer, auth, pki::Pki, serve};
+use ketch_apiserver::{
+    ApiServer, auth,
+    pki::{NodeCertificates, Pki, PkiError},
+    serve,
+};
 use ketch_client::{TaskError, Tasks, kubeconfig::Credentials};
 use ketch_registry::Registry;
 use ketch_store::{RedbOptions, RedbStore, Retention, Storage};
@@ -18,9 +22,11 @@ use crate::{
     data_dir::{DataDir, DataDirError},
     front::Front,
     images::Images,
-    listeners::{BindError, bind},
+    join::Joins,
+    listeners::{BindError, bind, bind_udp},
     nodes::Nodes,
     options::Options,
+    tunnel::Tunnel,
 };
 
 /// Why the control plane could not be started. The texts are for the person who started it.
@@ -65,11 +71,15 @@ pub struct Server {
     tasks: Tasks,
     roles: Option<Roles>,
     listeners: (tokio::task::JoinSet<()>, CancellationToken),
+    tunnel: Tunnel,
+    pki: Arc<Pki>,
     data_dir: DataDir,
     /// TLS listener.
     pub api_addr: SocketAddr,
     /// Plain listener.
     pub ui_addr: SocketAddr,
+    /// Where nodes connect (UDP).
+    pub quic_addr: SocketAddr,
 }
 
 /// What acts on the API from inside this process.
@@ -95,10 +105,12 @@ impl Server {
     ) -> Result<Self, StartError> {
         let data_dir = DataDir::open(&options.data_dir)?;
         let (tls, plain) = (bind(options.api_addr, "api-addr")?, bind(options.ui_addr, "ui-addr")?);
+        let quic = bind_udp(options.quic_addr, "quic-addr")?;
+        let quic_addr = quic.local_addr().unwrap_or(options.quic_addr);
         let local = |listener: &std::net::TcpListener, asked| listener.local_addr().unwrap_or(asked);
         let (api_addr, ui_addr) = (local(&tls, options.api_addr), local(&plain, options.ui_addr));
         let root = data_dir.path().join("server");
-        let pki = Pki::open(root.join("pki"), &options.subject_names)?;
+        let pki = Arc::new(Pki::open(root.join("pki"), &options.subject_names)?);
         let store = {
             let path = root.join("store");
             let opened =
@@ -124,6 +136,7 @@ impl Server {
                 gateway: gateway.clone(),
                 ui: ui_addr,
             },
+            joins: Arc::new(joins(&options, &api, &auth, &pki, quic_addr.port())?),
         };
         write_kubeconfig(&data_dir, &pki, api_addr)?;
         let tasks = Tasks::default();
@@ -132,6 +145,7 @@ impl Server {
             async move { images.collect_garbage(IMAGE_GRACE).await.map(drop).map_err(TaskError::new) }
         });
         let listeners = listen(&front, tls, plain, &pki)?;
+        let tunnel = Tunnel::listen(quic, &pki, nodes.clone())?;
         let mut server = Self {
             api,
             auth,
@@ -142,9 +156,12 @@ impl Server {
             tasks,
             roles: None,
             listeners,
+            tunnel,
+            pki: pki.clone(),
             data_dir,
             api_addr,
             ui_addr,
+            quic_addr,
         };
         server.roles = Some(server.run_background(&options, pki.ca_pem()));
         Ok(server)
@@ -162,6 +179,31 @@ impl Server {
     /// The ways to the nodes.
     pub fn nodes(&self) -> &Arc<Nodes> {
         &self.nodes
+    }
+
+    /// Lets nodes on other machines in from now on. `reserved`: pod addresses of the node in this process.
+    pub async fn admit_nodes(&self, reserved: &[String]) {
+        self.front.joins.open(reserved.iter().filter_map(|range| range.parse().ok()).collect()).await;
+    }
+
+    /// Certificates for the node in this process, which talks to nodes on other machines as one of them. The
+    /// request is a PKCS #10 in PEM.
+    ///
+    /// # Errors
+    /// See [`Pki::sign_node`].
+    pub fn sign_node(
+        &self,
+        request: &str,
+        name: &str,
+        ranges: &[&str],
+        life: Duration,
+    ) -> Result<NodeCertificates, PkiError> {
+        self.pki.sign_node(request, name, ranges, life)
+    }
+
+    /// Certificate of the cluster's authority, PEM.
+    pub fn authority(&self) -> &str {
+        self.pki.ca_pem()
     }
 
     /// Tells the console where Functions answer.
@@ -221,6 +263,7 @@ impl Server {
         }
         self.tasks.shutdown().await;
         self.api.stop();
+        self.tunnel.shutdown().await;
         self.listeners.1.cancel();
         while self.listeners.0.join_next().await.is_some() {}
         self.store.close().await;
@@ -250,6 +293,34 @@ fn api_server(
         ..ketch_apiserver::Config::new(auth.clone(), auth.clone())
     };
     Ok(ApiServer::new(storage.clone(), config))
+}
+
+fn joins(
+    options: &Options,
+    api: &Arc<ApiServer>,
+    auth: &Arc<auth::Auth>,
+    pki: &Arc<Pki>,
+    quic_port: u16,
+) -> Result<Joins, StartError> {
+    let user = auth::User::new("system:ketch-join", &[ADMIN_GROUP]);
+    let pods = options.pod_cidr.parse();
+    Ok(Joins {
+        auth: auth.clone(),
+        pki: pki.clone(),
+        client: ketch_client::in_process(api.router(), move |extensions| {
+            extensions.insert(user.clone());
+        }),
+        cluster: ketch_api::join::Cluster {
+            pod_cidr: options.pod_cidr.clone(),
+            service_cidr: options.service_cidr.clone(),
+            quic_port,
+            function_domain: options.function_domain.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+        pods: pods.map_err(|_| StartError::Api(format!("{} is no range of addresses", options.pod_cidr)))?,
+        life: options.node_cert_life,
+        reserved: Default::default(),
+    })
 }
 
 fn registry(

@@ -14,7 +14,7 @@ export const guest = (name) => join(root, "workloads/dist", `${name}.wasm`);
 /** Starts one; resolves when it has printed its link. */
 export async function start() {
   const directory = mkdtempSync(join(tmpdir(), "ketch-browser-"));
-  const ports = ["--api-addr", "--ui-addr", "--http-addr", "--https-addr"].flatMap((flag) => [flag, "127.0.0.1:0"]);
+  const ports = ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr", "--dns-addr"].flatMap((flag) => [flag, "127.0.0.1:0"]);
   const child = spawn(binary, ["up", "--data-dir", directory, "--node-name", "browser", ...ports]);
   let output = "";
   const link = await new Promise((resolve, reject) => {

@@ -3,7 +3,11 @@
 mod bad_input;
 mod crash;
 mod first_light;
+mod full_disk;
 mod isolation;
+mod join;
 mod kubectl;
 mod network;
+mod ordinary_user;
 mod python;
+mod registry;

@@ -27,8 +27,9 @@ pub fn run_all(args: &[String]) -> Result<()> {
         &[
             "--no-default-features",
             "--features",
-            "serve,cranelift,pooling-allocator,parallel-compilation,component-model,component-model-async,run,logging,old-cli,wat",
+            "serve,cranelift,pooling-allocator,parallel-compilation,component-model,component-model-async,run,logging,wat",
         ],
+        tools::Build::Released,
     )?;
     guests::build()?;
     let ketch = up::build_binary(false)?;

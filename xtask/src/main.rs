@@ -7,7 +7,9 @@
 
 mod bench;
 mod console;
+mod fuzz;
 mod guests;
+mod images;
 mod shell;
 mod test;
 mod tidy;
@@ -43,8 +45,18 @@ enum Command {
     Ui,
     /// Build the sample workloads into `workloads/dist`.
     Workloads,
+    /// Build the sample container images into `workloads/dist/images`.
+    Images,
     /// Check crate arrows, sizes and docs.
     Tidy,
+    /// Run the fuzz targets, each for a while.
+    Fuzz {
+        /// Only this one.
+        target: Option<String>,
+        /// How long each runs.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Measure against peers; see docs/benchmarks.md.
     Bench {
         /// Passed to `ketch-bench`.
@@ -71,7 +83,9 @@ fn run() -> anyhow::Result<()> {
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Ui => console::build(),
         Command::Workloads => guests::build(),
+        Command::Images => images::build(),
         Command::Tidy => tidy::run(),
+        Command::Fuzz { target, seconds } => fuzz::run_all(target.as_deref(), seconds),
         Command::Bench { args } => bench::run_all(&args),
     }
 }

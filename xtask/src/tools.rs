@@ -20,13 +20,29 @@ pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
         if !has("apt-get") {
             bail!("install {} with this system's package manager, then run this again", missing.join(", "));
         }
-        run(as_root("apt-get").args(["update", "-qq"]))?;
+        refresh_packages()?;
         run(as_root("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
             .args(["install", "-y", "-qq", "--no-install-recommends"])
             .args(&missing)
             .stdout(std::process::Stdio::null()))
     })
+}
+
+/// The oldest kubectl that has to work, Debian's, beside whatever the machine has. `None`: this is no
+/// Debian, or its package cannot be had.
+pub fn oldest_kubectl() -> Option<std::path::PathBuf> {
+    let dir = tools_dir().join("oldest-kubectl");
+    let kubectl = dir.join("usr/bin/kubectl");
+    if kubectl.is_file() {
+        return Some(kubectl);
+    }
+    std::fs::create_dir_all(&dir).ok()?;
+    run(program("apt-get").args(["download", "-qq", "kubernetes-client"]).current_dir(&dir)).ok()?;
+    let mut files = std::fs::read_dir(&dir).ok()?.flatten().map(|entry| entry.path());
+    let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"))?;
+    run(program("dpkg-deb").arg("--extract").args([&package, &dir])).ok()?;
+    kubectl.is_file().then_some(kubectl)
 }
 
 fn as_root(name: &str) -> std::process::Command {
@@ -62,34 +78,53 @@ pub fn targets(wanted: &[&str]) -> Result<()> {
 pub fn console() -> Result<()> {
     targets(&["wasm32-unknown-unknown"])?;
     packages(&[("brotli", "brotli")])?;
-    install("trunk", "trunk", TRUNK, &["--no-default-features", "--features", "rustls"])?;
-    install("wasm-bindgen", "wasm-bindgen-cli", &locked("wasm-bindgen")?, &[])
+    install("trunk", "trunk", TRUNK, &["--no-default-features", "--features", "rustls"], Build::Quick)?;
+    install("wasm-bindgen", "wasm-bindgen-cli", &locked("wasm-bindgen")?, &[], Build::Quick)
+}
+
+/// Reads the lists of Debian packages again.
+pub fn refresh_packages() -> Result<()> {
+    run(as_root("apt-get").args(["update", "-qq"]))
+}
+
+/// How a program is built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Build {
+    /// A tool that runs for seconds: a quick build matters more than a quick program.
+    Quick,
+    /// A peer that is measured: as its makers release it.
+    Released,
 }
 
 /// Installs a crate's program into the workspace's tool folder unless that very version is there.
-pub fn install(bin: &str, krate: &str, version: &str, flags: &[&str]) -> Result<()> {
+pub fn install(bin: &str, krate: &str, version: &str, flags: &[&str], build: Build) -> Result<()> {
     let found = output(program(bin).arg("--version")).unwrap_or_default();
     if found.split_whitespace().any(|word| word.trim_start_matches('v') == version) {
         return Ok(());
     }
     step(&format!("build {krate} {version} (once)"), || {
         // The crate's own lock file first; without it where a mirror lacks a version it names.
-        cargo_install(krate, version, flags, true).or_else(|_| cargo_install(krate, version, flags, false))
+        cargo_install(krate, version, flags, build, true)
+            .or_else(|_| cargo_install(krate, version, flags, build, false))
     })
 }
 
-fn cargo_install(krate: &str, version: &str, flags: &[&str], locked: bool) -> Result<()> {
-    // Tools run for seconds: a quick build matters more than a quick program.
-    run(cargo()
+fn cargo_install(krate: &str, version: &str, flags: &[&str], build: Build, locked: bool) -> Result<()> {
+    let mut command = cargo();
+    command
         .args(["install", "--quiet", krate, "--version", version, "--root"])
         .arg(tools_dir())
         .args(flags)
         .args(locked.then_some("--locked"))
-        .env("CARGO_TARGET_DIR", tools_dir().join("build"))
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
-        .env("CARGO_PROFILE_RELEASE_LTO", "false")
-        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "false"))
+        .env("CARGO_TARGET_DIR", tools_dir().join("build"));
+    if build == Build::Quick {
+        command
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+            .env("CARGO_PROFILE_RELEASE_LTO", "false")
+            .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "false");
+    }
+    run(&mut command)
 }
 
 /// Version of a package in `Cargo.lock`.

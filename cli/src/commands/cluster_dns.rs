@@ -12,7 +12,7 @@ use ketch_api::{
 };
 use ketch_node::{
     Cidr, ClusterNetwork, Node,
-    dns::{Dns, DnsOptions, StartError, system_upstreams},
+    dns::{Dns, DnsOptions, system_upstreams},
 };
 use ketch_server::{Server, User};
 use kube::{
@@ -21,7 +21,11 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::options::Options;
+use super::machine::Membership;
+
+/// DNS's own port, and the one for users who may not have it.
+const PORT: u16 = 53;
+const USER_PORT: u16 = 6453;
 
 /// A DNS server and what it is made of.
 pub(crate) struct ClusterDns {
@@ -32,43 +36,22 @@ impl ClusterDns {
     /// Starts it. An address that nobody chose and another program has (another Ketch on this machine) is
     /// replaced by a free one, with a warning.
     pub(crate) async fn start(
-        server: &Server,
-        options: &Options,
-        (network, node): (&Arc<ClusterNetwork>, &Node),
-        pods: Cidr,
+        membership: &Membership,
+        network: &Arc<ClusterNetwork>,
+        node: &Node,
     ) -> Result<Self> {
-        let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
-        let start = async |address: SocketAddr| -> Result<Dns, StartError> {
-            let (network, namespaces) = (Arc::clone(network), node.namespaces());
-            Dns::start(DnsOptions {
-                bind: vec![address],
-                source: Arc::new(move || network.table()),
-                upstreams: system_upstreams(),
-                namespaces,
-                pod_cidrs: network_pods(options),
-                service_cidrs: vec![services],
-            })
-            .await
-        };
         let mut refused = None;
-        for address in candidates(options, pods) {
-            if services.contains(address.ip())
-                && let Err(error) = ketch_node::make_local(Cidr::host(address.ip())).await
-            {
-                refused.get_or_insert(anyhow!(error));
-                continue;
-            }
-            match start(address).await {
+        for address in candidates(membership) {
+            match bind(address, membership, network, node).await {
                 Ok(dns) => {
                     let dns = Self { dns };
                     if let (Some(error), Some(address)) = (&refused, dns.address()) {
                         tracing::warn!(%address, "{error:#}; cluster names are answered at another address");
                     }
-                    dns.publish(server).await;
                     return Ok(dns);
                 }
                 Err(error) => {
-                    refused.get_or_insert(anyhow!(error));
+                    refused.get_or_insert(error);
                 }
             }
         }
@@ -82,7 +65,7 @@ impl ClusterDns {
 
     /// Makes this server the endpoint of the `kube-dns` Service. A loopback address cannot be one: then
     /// the Service has none, and only programs that are told the address use it.
-    async fn publish(&self, server: &Server) {
+    pub(crate) async fn publish(&self, server: &Server) {
         let Some(address) = self.address().filter(|address| !address.ip().is_loopback()) else { return };
         let ip = match address.ip() {
             IpAddr::V4(ip) if !ip.is_unspecified() => ip,
@@ -118,24 +101,41 @@ fn endpoints(ip: Ipv4Addr, port: u16) -> serde_json::Value {
     })
 }
 
-fn network_pods(options: &Options) -> Vec<Cidr> {
-    options.pod_cidr.parse().ok().into_iter().collect()
+async fn bind(
+    address: SocketAddr,
+    membership: &Membership,
+    network: &Arc<ClusterNetwork>,
+    node: &Node,
+) -> Result<Dns> {
+    if membership.services.contains(address.ip()) {
+        ketch_node::make_local(Cidr::host(address.ip())).await?;
+    }
+    let source = Arc::clone(network);
+    let options = DnsOptions {
+        bind: vec![address],
+        source: Arc::new(move || source.table()),
+        upstreams: system_upstreams(),
+        namespaces: node.namespaces(),
+        pod_cidrs: vec![membership.pods],
+        service_cidrs: vec![membership.services],
+    };
+    Ok(Dns::start(options).await?)
 }
 
 /// Addresses of the Service range at which this process answers itself, if it gets what it asks for.
-pub(crate) fn served(options: &Options) -> Vec<IpAddr> {
-    let services = options.service_cidr.parse::<Cidr>().ok();
-    let own = services.is_some_and(|services| services.contains(options.dns_addr.ip()));
-    own.then(|| options.dns_addr.ip()).into_iter().collect()
+pub(crate) fn served(membership: &Membership) -> Vec<IpAddr> {
+    let first = candidates(membership).first().map(SocketAddr::ip);
+    first.filter(|ip| membership.services.contains(*ip)).into_iter().collect()
 }
 
 /// Addresses to try. The first of a node's pod range is never a pod's, and no other Ketch has it.
-fn candidates(options: &Options, pods: Cidr) -> Vec<SocketAddr> {
-    let mut addresses = vec![options.dns_addr];
-    if !options.dns_addr_given {
-        let own = pods.nth(1).filter(|_| options.dns_addr.port() == 53);
-        addresses.extend(own.map(|ip| SocketAddr::new(ip, 53)));
-        addresses.push(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+fn candidates(membership: &Membership) -> Vec<SocketAddr> {
+    if let Some(given) = membership.dns {
+        return vec![given];
     }
-    addresses
+    let ours = [membership.services.nth(10), membership.range.cidr.nth(1)];
+    let ports = ours.into_iter().flatten().map(|ip| SocketAddr::new(ip, PORT));
+    let root = nix::unistd::Uid::effective().is_root() && !membership.services.base().is_loopback();
+    let user = [USER_PORT, 0].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    ports.filter(|_| root).chain(user).collect()
 }

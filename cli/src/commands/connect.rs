@@ -33,6 +33,14 @@ impl Connection {
         Ok(Cluster { client, namespace })
     }
 
+    /// The kubeconfig in use: its path, and what it says of the cluster.
+    pub(crate) async fn config(&self) -> Result<(PathBuf, kube::Config)> {
+        let path = self.kubeconfig_path()?;
+        let config = ketch_client::config_of(&path, self.context.as_deref()).await;
+        let config = config.with_context(|| format!("cannot use kubeconfig {}", path.display()))?;
+        Ok((path, config))
+    }
+
     fn kubeconfig_path(&self) -> Result<PathBuf> {
         if let Some(path) = &self.kubeconfig {
             return Ok(path.clone());

@@ -1,63 +1,23 @@
-//! The node of `ketch up`: put together in the process of the control plane, with which it talks as any
-//! node does, through the API.
+//! The node of `ketch up`: in the process of the control plane, with which it talks as any node does,
+//! through the API.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, anyhow};
-use ketch_api::names::{
-    FORWARDS_LABEL, GATEWAY_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS,
-    WASM_RUNTIME_CLASS_ALIASES,
+use ketch_api::{
+    k8s::api::core::v1 as core,
+    names::{GATEWAY_GROUP, GATEWAY_USER_PREFIX, NODE_USER_PREFIX, NODES_GROUP},
 };
-use ketch_node::{
-    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
-    RuntimeEntry,
-    gateway::{self, Bind, Gateway, GatewayOptions},
-};
-use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
+use ketch_node::{ApiAddress, Cidr};
+use ketch_runtime_wasm::WasmRuntime;
 use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
 
-use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy};
+use super::{
+    machine::{self, FrontDoor, Machine, Membership},
+    pod_range::PodRange,
+};
 use crate::options::Options;
-
-/// For requests in flight when Ketch is told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
-/// An idle Wasm pod costs tens of KiB; the field's usual 110 would be an arbitrary limit.
-const MAX_PODS: u32 = 10_000;
-
-/// A node, its gateway and its runtime.
-pub(crate) struct LocalNode {
-    node: Node,
-    gateway: Gateway,
-    network: Arc<ClusterNetwork>,
-    dns: ClusterDns,
-    proxy: Option<LocalProxy>,
-    wasm: Arc<WasmRuntime>,
-    _range: PodRange,
-}
-
-/// Where the gateway listens.
-pub(crate) struct FrontDoor {
-    pub(crate) http: TcpListener,
-    pub(crate) https: TcpListener,
-}
-
-impl FrontDoor {
-    /// Domain of default function hosts.
-    const SUFFIX: &str = "localhost";
-
-    /// Binds both, before anything is written.
-    pub(crate) fn bind(options: &Options) -> Result<Self, ketch_server::BindError> {
-        Ok(Self {
-            http: ketch_server::bind(options.http_addr, "http-addr")?,
-            https: ketch_server::bind(options.https_addr, "https-addr")?,
-        })
-    }
-}
 
 /// Where the push hook finds the runtime, once there is one.
 #[derive(Clone, Default)]
@@ -84,97 +44,43 @@ impl Precompiler {
     }
 }
 
-impl LocalNode {
-    /// Starts the node on a server in this process.
-    pub(crate) async fn start(
-        server: &Server,
-        options: &Options,
-        front: FrontDoor,
-        precompiler: &Precompiler,
-    ) -> Result<Self> {
-        let user = format!("{NODE_USER_PREFIX}{}", options.node_name);
-        let client = server.client(User::new(user, &[NODES_GROUP]));
-        let pods: Cidr = options.pod_cidr.parse().map_err(|why| anyhow!("--pod-cidr: {why}"))?;
-        let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
-        let addresses = vec![address_of_this_machine()];
-        let range = PodRange::claim(pods, &options.data_dir)?;
-        ketch_node::make_local(range.cidr).await.context("prepare pod addresses")?;
-        // The network and the gateway look at more than a node may see of other nodes' pods.
-        let wide = server.client(User::new("system:ketch-gateway", &[GATEWAY_GROUP]));
-        let network = ClusterNetwork::start(
-            wide.clone(),
-            NetworkConfig {
-                pod_cidrs: vec![pods],
-                local_pods: vec![range.cidr],
-                service_cidrs: vec![services],
-                node_addresses: addresses.clone(),
-                control_plane: vec![server.api_addr, server.ui_addr],
-            },
-        );
-        let proxy = LocalProxy::start(options, &network, range.cidr, &addresses).await;
-        let compiler = Arc::new(ProcessCompiler::current_exe().context("find this program")?);
-        let dir = options.data_dir.join("node/wasm");
-        let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
-        let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
-        let _ = precompiler.wasm.set((wasm.clone(), tokio::runtime::Handle::current()));
-        let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
-        let node = Node::start(NodeOptions {
-            name: options.node_name.clone(),
-            client: client.clone(),
-            data_dir: options.data_dir.clone(),
-            runtimes: vec![RuntimeEntry {
-                handlers: handlers.map(str::to_owned).collect(),
-                runtime: wasm.clone(),
-            }],
-            images: Arc::new(Registries::new(LocalRegistry::Client(client))),
-            network: Some(network.clone()),
-            pod_cidr: range.cidr,
-            addresses,
-            api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
-            max_pods: MAX_PODS,
-            labels: proxy.iter().map(|_| (FORWARDS_LABEL.to_owned(), "true".to_owned())).collect(),
-        })
-        .context("start the node")?;
-        server.nodes().connect(&options.node_name, node.router());
-        let dns = ClusterDns::start(server, options, (&network, &node), range.cidr).await?;
-        let local = node.services();
-        let tls = gateway::self_signed(&[format!("*.{}", FrontDoor::SUFFIX), FrontDoor::SUFFIX.to_owned()])
-            .context("make the gateway's certificate")?;
-        let gateway = GatewayOptions {
-            https: Some((Bind::Listener(front.https), tls)),
-            local,
-            ..GatewayOptions::new(Bind::Listener(front.http))
-        };
-        let gateway = Gateway::start(wide, gateway).context("start the gateway")?;
-        server.set_gateway(gateway.http_addr());
-        Ok(Self { node, gateway, network, dns, proxy, wasm, _range: range })
-    }
-
-    /// Where cluster names are answered.
-    pub(crate) fn dns_addr(&self) -> Option<SocketAddr> {
-        self.dns.address()
-    }
-
-    /// Ends everything: first no new requests, then the pods' workers, then the pods.
-    pub(crate) async fn shutdown(self) {
-        self.gateway.shutdown(DRAIN).await;
-        self.node.shutdown().await;
-        self.dns.shutdown().await;
-        if let Some(proxy) = self.proxy {
-            proxy.shutdown().await;
-        }
-        self.network.shutdown().await;
-        self.wasm.shutdown().await;
-    }
+/// Starts the node on a server in this process.
+pub(crate) async fn start(
+    server: &Server,
+    options: &Options,
+    front: FrontDoor,
+    precompiler: &Precompiler,
+) -> Result<Machine> {
+    let name = &options.node_name;
+    let client = server.client(User::new(format!("{NODE_USER_PREFIX}{name}"), &[NODES_GROUP]));
+    let pods: Cidr = options.pod_cidr.parse().map_err(|why| anyhow!("--pod-cidr: {why}"))?;
+    let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
+    let others = ranges_of_others(&client, name).await.context("look at the cluster's nodes")?;
+    let membership = Membership {
+        name: name.clone(),
+        data_dir: options.data_dir.clone(),
+        client,
+        wide: server.client(User::new(format!("{GATEWAY_USER_PREFIX}{name}"), &[GATEWAY_GROUP])),
+        pods,
+        services,
+        range: PodRange::claim(pods, &options.data_dir, &others)?,
+        address: machine::address_towards(machine::OUTSIDE),
+        control_plane: vec![server.api_addr, server.ui_addr, server.quic_addr],
+        api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
+        dns: options.dns_addr,
+    };
+    let machine = Machine::start(membership, front).await?;
+    let _ = precompiler.wasm.set((machine.wasm.clone(), tokio::runtime::Handle::current()));
+    server.nodes().connect(name, machine.node.router());
+    machine.dns.publish(server).await;
+    server.set_gateway(machine.gateway.http_addr());
+    Ok(machine)
 }
 
-/// The address other machines would reach this one at: that of the interface of the default route. Sends
-/// nothing.
-fn address_of_this_machine() -> IpAddr {
-    let probe = || -> std::io::Result<IpAddr> {
-        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9))?;
-        Ok(socket.local_addr()?.ip())
-    };
-    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+/// Pod addresses of nodes on other machines.
+async fn ranges_of_others(client: &kube::Client, own: &str) -> Result<Vec<Cidr>, kube::Error> {
+    let nodes = kube::Api::<core::Node>::all(client.clone()).list(&Default::default()).await?;
+    let others = nodes.items.into_iter().filter(|node| node.metadata.name.as_deref() != Some(own));
+    let ranges = others.filter_map(|node| node.spec?.pod_cidr?.parse().ok());
+    Ok(ranges.collect())
 }

@@ -11,7 +11,10 @@ mod internal;
 mod kubeconfig;
 mod local_node;
 mod logs;
+mod machine;
+mod node;
 mod pod_range;
+mod process;
 mod service_proxy;
 mod token;
 mod up;
@@ -41,6 +44,8 @@ enum Command {
     Up(Flags),
     /// Start the control plane only.
     Server(Flags),
+    /// Make this machine a node of a cluster on another one.
+    Node(Flags),
     /// Put a .wasm file, a manifest or an image to work and wait until it answers.
     Deploy(deploy::Arguments),
     /// Show objects: `ketch get pods`, `ketch get deploy/web -o yaml`.
@@ -92,6 +97,7 @@ impl Cli {
         match self.command {
             Command::Up(flags) => up::run(flags, crate::options::Role::Up),
             Command::Server(flags) => up::run(flags, crate::options::Role::Server),
+            Command::Node(flags) => node::run(flags),
             Command::Deploy(arguments) => client(deploy::run(arguments)),
             Command::Get(arguments) => client(get::run(arguments)),
             Command::Apply(arguments) => client(apply::run(arguments)),

@@ -9,11 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
-use ketch_node::{Cidr, ClusterNetwork, ProxyFacts, ServiceProxy};
+use anyhow::{Context, Result, bail};
+use ketch_node::{ClusterNetwork, ProxyFacts, ServiceProxy};
 
-use super::cluster_dns;
-use crate::options::Options;
+use super::{cluster_dns, machine::Membership};
 
 /// The proxy, as long as this process has the Service range of the machine for itself.
 pub(crate) struct LocalProxy {
@@ -23,17 +22,12 @@ pub(crate) struct LocalProxy {
 
 impl LocalProxy {
     /// `None`, with a word to the log, when there cannot be one: pods in this process do without.
-    pub(crate) async fn start(
-        options: &Options,
-        network: &Arc<ClusterNetwork>,
-        local_pods: Cidr,
-        addresses: &[IpAddr],
-    ) -> Option<Self> {
-        if local_pods.base().is_loopback() || !nix::unistd::Uid::effective().is_root() {
+    pub(crate) async fn start(membership: &Membership, network: &Arc<ClusterNetwork>) -> Option<Self> {
+        if membership.pods.base().is_loopback() || !nix::unistd::Uid::effective().is_root() {
             // Pods are programs of this user, on loopback addresses that no rule may rewrite.
             return None;
         }
-        let started = Self::try_start(options, network, local_pods, addresses).await;
+        let started = Self::try_start(membership, network).await;
         started
             .inspect_err(|error| {
                 tracing::warn!("Services answer pods in this process only, not containers, NodePorts or load balancers: {error:#}");
@@ -41,14 +35,8 @@ impl LocalProxy {
             .ok()
     }
 
-    async fn try_start(
-        options: &Options,
-        network: &Arc<ClusterNetwork>,
-        local_pods: Cidr,
-        addresses: &[IpAddr],
-    ) -> Result<Self> {
-        let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
-        let pods: Cidr = options.pod_cidr.parse().map_err(|why| anyhow!("--pod-cidr: {why}"))?;
+    async fn try_start(membership: &Membership, network: &Arc<ClusterNetwork>) -> Result<Self> {
+        let services = membership.services;
         // Two Ketches would give one Service address two meanings.
         let name = SocketAddr::from_abstract_name(format!("ketch-services-{services}"))?;
         let Ok(claim) = UnixListener::bind_addr(&name) else {
@@ -58,12 +46,12 @@ impl LocalProxy {
         };
         let four = |address: &IpAddr| if let IpAddr::V4(ip) = address { Some(*ip) } else { None };
         let facts = ProxyFacts {
-            node: options.node_name.clone(),
-            addresses: addresses.iter().filter_map(four).filter(|ip| !ip.is_loopback()).collect(),
-            pods: vec![pods],
-            local_pods: vec![local_pods],
+            node: membership.name.clone(),
+            addresses: four(&membership.address).filter(|ip| !ip.is_loopback()).into_iter().collect(),
+            pods: vec![membership.pods],
+            local_pods: vec![membership.range.cidr],
             services: vec![services],
-            served: cluster_dns::served(options).iter().filter_map(four).collect(),
+            served: cluster_dns::served(membership).iter().filter_map(four).collect(),
         };
         let table = format!("ketch-{}", services.base());
         let proxy = ServiceProxy::start(Arc::clone(network), facts, table).await.context("nftables")?;

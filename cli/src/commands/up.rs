@@ -1,20 +1,19 @@
 //! `ketch up` and `ketch server`: the daemon, from options to a clean end.
 
 use std::{
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use ketch_server::Server;
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::{
-    connect,
-    local_node::{FrontDoor, LocalNode, Precompiler},
+    local_node::{self, Precompiler},
+    machine::FrontDoor,
+    process,
 };
 use crate::{
     options::{Flags, Options, Role},
@@ -23,30 +22,13 @@ use crate::{
 
 /// Runs until it is told to end.
 pub(crate) fn run(flags: Flags, role: Role) -> Result<ExitCode> {
-    let start = Instant::now();
-    let print = flags.print_config;
-    let options = flags.resolve(role, nix::unistd::Uid::effective().is_root())?;
-    if print {
-        output::line(toml::to_string_pretty(&options)?.trim_end());
-        return Ok(ExitCode::SUCCESS);
-    }
-    // Logs go to standard error, so that the link on standard output can be read by programs.
-    let filter = EnvFilter::try_from_env("KETCH_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    connect::install_crypto();
-    raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options, role, start))?;
-    // What is left are threads that own nothing.
-    runtime.shutdown_background();
-    Ok(ExitCode::SUCCESS)
+    process::daemon(flags, role, |options, start| serve(options, role, start))
 }
 
 async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
     let front = match role {
         Role::Up => Some(FrontDoor::bind(&options)?),
-        Role::Server => None,
+        Role::Server | Role::Node => None,
     };
     let address = |listener: Option<&TcpListener>| listener.and_then(|listener| listener.local_addr().ok());
     let http = address(front.as_ref().map(|front| &front.http));
@@ -55,13 +37,15 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
     let precompiler = Precompiler::default();
     let server = Server::start(server_options(&options, http_addr), Some(precompiler.hook())).await?;
     let node = match front {
-        Some(front) => Some(LocalNode::start(&server, &options, front, &precompiler).await?),
+        Some(front) => Some(local_node::start(&server, &options, front, &precompiler).await?),
         None => None,
     };
-    let dns = node.as_ref().and_then(LocalNode::dns_addr);
-    write_run_file(&server, &options, http, https, dns)?;
-    announce(&server, &options, start).await?;
-    wait_for_the_end().await?;
+    let reserved: Vec<String> = node.iter().map(|node| node.range.to_string()).collect();
+    server.admit_nodes(&reserved).await;
+    let dns = node.as_ref().and_then(|node| node.dns.address());
+    write_run_file(&server, &options, (http, https), dns)?;
+    announce(&server, &options, role, start).await?;
+    process::wait_for_the_end().await?;
     output::note("stopping");
     if let Some(node) = node {
         node.shutdown().await;
@@ -77,36 +61,51 @@ fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options 
     };
     let mut subject_names = options.tls_san.clone();
     subject_names.push(options.node_name.clone());
-    if !options.api_addr.ip().is_unspecified() {
+    if options.api_addr.ip().is_unspecified() {
+        subject_names.extend(own_addresses().iter().map(ToString::to_string));
+    } else {
         subject_names.push(options.api_addr.ip().to_string());
     }
     ketch_server::Options {
         data_dir: options.data_dir.clone(),
         api_addr: options.api_addr,
         ui_addr: options.ui_addr,
+        quic_addr: options.quic_addr,
+        pod_cidr: options.pod_cidr.clone(),
         service_cidr: options.service_cidr.clone(),
         subject_names,
         function_domain,
+        node_cert_life: Duration::from_secs_f64(options.node_cert_days * 86_400.0),
     }
+}
+
+/// Addresses of this machine's interfaces: nodes on other machines come by one of them.
+fn own_addresses() -> Vec<IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    });
+    addresses.filter(|address| !address.is_loopback()).collect()
 }
 
 /// Addresses in use, under the names of the flags.
 fn write_run_file(
     server: &Server,
     options: &Options,
-    http: Option<SocketAddr>,
-    https: Option<SocketAddr>,
+    (http, https): (Option<SocketAddr>, Option<SocketAddr>),
     dns: Option<SocketAddr>,
 ) -> Result<()> {
     let run = json!({
         "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"), "node-name": options.node_name,
         "api-addr": server.api_addr, "ui-addr": server.ui_addr, "http-addr": http, "https-addr": https,
-        "dns-addr": dns,
+        "quic-addr": server.quic_addr, "dns-addr": dns,
     });
     server.data_dir().write("run.json", &format!("{run:#}\n")).context("write run.json")
 }
 
-async fn announce(server: &Server, options: &Options, start: Instant) -> Result<()> {
+async fn announce(server: &Server, options: &Options, role: Role, start: Instant) -> Result<()> {
     let link = server.login_link().await.map_err(|status| anyhow::anyhow!("{}", status.message))?;
     let kubeconfig = options.data_dir.join("admin.kubeconfig");
     output::line(format!(
@@ -119,38 +118,16 @@ async fn announce(server: &Server, options: &Options, start: Instant) -> Result<
     output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
     output::line("  deploy      ketch deploy hello.wasm");
     output::line("");
+    if role == Role::Server {
+        output::line(
+            "The link logs in once; `ketch token console` prints another. This is a server without a node:",
+        );
+        output::line("`ketch token create` prints the command that makes another machine one.");
+        return Ok(());
+    }
     output::line(
         "The link logs in once; `ketch token console` prints another. OCI containers are not supported",
     );
     output::line("yet: this node runs WebAssembly. Ctrl-C stops Ketch; pods come back with the next start.");
     Ok(())
-}
-
-/// The first request to end; a second one ends the process at once.
-async fn wait_for_the_end() -> Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    one_of(&mut interrupt, &mut terminate).await;
-    std::thread::spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(one_of(&mut interrupt, &mut terminate));
-        std::process::exit(130);
-    });
-    Ok(())
-}
-
-async fn one_of(interrupt: &mut Signal, terminate: &mut Signal) {
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-}
-
-/// A socket per pod and per connection: the soft limit of 1,024 files is for other programs.
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
-        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
-    {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }

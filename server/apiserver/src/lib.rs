@@ -11,6 +11,8 @@ pub mod admission;
 pub mod auth;
 mod bootstrap;
 mod discovery;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 pub mod node;
 pub mod openapi;

@@ -57,7 +57,7 @@ impl Default for Options {
         Self {
             function_domain: "localhost:8080".to_owned(),
             ca: String::new(),
-            node_grace: Duration::from_secs(10),
+            node_grace: Duration::from_secs(8),
             event_ttl: Duration::from_secs(3600),
             ended_pods: 1000,
         }

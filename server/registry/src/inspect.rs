@@ -53,7 +53,9 @@ pub enum InspectError {
         offset: u64,
     },
     /// Too large to be inspected.
-    #[error("the file has {size} bytes, at most {limit} can be inspected")]
+    #[error(
+        "the file has {size} bytes; a Wasm file may have at most {limit}: build it optimised for size, or strip it (`wasm-tools strip`)"
+    )]
     TooLarge {
         /// Bytes there are.
         size: u64,

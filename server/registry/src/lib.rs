@@ -11,6 +11,8 @@
 
 mod disk;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod garbage;
 mod http;
 pub mod inspect;

@@ -19,6 +19,7 @@ pub mod resource;
 pub mod rows;
 pub mod sniff;
 pub mod table;
+pub mod traffic;
 pub mod upload;
 pub mod watch;
 

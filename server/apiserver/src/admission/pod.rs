@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 
 use super::{Admission, Operation, Request};
 
-/// Seconds a pod stays on a node that is gone; upstream's default.
-const TOLERATION_SECONDS: i64 = 300;
+/// Seconds a pod stays on a node that is not ready. Upstream's default is 300: a pod that starts in milliseconds
+/// should not be away for five minutes. See `docs/adr/0004-pods-leave-lost-nodes-soon.md`.
+const TOLERATION_SECONDS: i64 = 2;
 
 /// Gives pods the service account `default` when they name none. Tokens are not mounted yet.
 pub(super) struct ServiceAccount;

@@ -112,6 +112,21 @@ impl Auth {
         self.identify(token, &self.audiences()).await.map(|identity| identity.user)
     }
 
+    /// Uses up the bootstrap token that `user` came with, so that it works once. Of two requests with the
+    /// same token one succeeds, whatever their timing.
+    ///
+    /// # Errors
+    /// 403 for a user that came otherwise, 401 when the token has been used, or what the store fails with.
+    pub async fn use_up_token(&self, user: &User) -> Result<(), Status> {
+        let Some(id) = user.name.strip_prefix(bootstrap::USER_PREFIX) else {
+            return Err(Status::new(403, "Forbidden", "this takes a join token; see `ketch token create`"));
+        };
+        match bootstrap::take(self.storage.as_ref(), id).await? {
+            true => Ok(()),
+            false => Err(Status::new(401, "Unauthorized", "this join token has been used")),
+        }
+    }
+
     pub(super) fn audiences(&self) -> Vec<String> {
         vec![self.tokens.issuer().to_owned()]
     }

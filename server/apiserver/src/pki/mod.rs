@@ -8,7 +8,10 @@
 //! than a tenth of an RSA one.
 
 mod files;
+mod node;
 mod serving;
+
+pub use node::NodeCertificates;
 
 use std::{
     path::{Path, PathBuf},

@@ -126,3 +126,26 @@ fn the_serving_certificate_has_all_names_and_renews_at_two_thirds() {
     now.fetch_add(1, Ordering::SeqCst);
     assert_ne!(certificate(), first);
 }
+
+#[test]
+fn a_node_gets_certificates_for_its_two_duties() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = pki(dir.path());
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+    let request = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let signed = pki.sign_node(&request, "n1", &["10.42.3.0/24"], DAY).unwrap();
+    let user = |pem: &str| crate::serve::certificate_user(&der(pem)).unwrap();
+    let (node, gateway) = (user(&signed.node), user(&signed.gateway));
+    assert_eq!(crate::auth::node::node_name(&node), Some("n1"));
+    assert_eq!(node.extra["ketch.dev/pod-range"], ["10.42.3.0/24"]);
+    assert_eq!(gateway.name, "system:ketch-gateway:n1");
+    assert!(gateway.extra.is_empty());
+    assert!(gateway.in_group("system:ketch-gateways") && !gateway.in_group("system:nodes"));
+    assert!(!node.in_group("system:ketch-gateways"));
+    let node = der(&signed.node);
+    let (_, parsed) = X509Certificate::from_der(&node).unwrap();
+    let names = &parsed.subject_alternative_name().unwrap().unwrap().value.general_names;
+    assert_eq!(names[..], [GeneralName::URI("ketch://pod-range/10.42.3.0/24")], "no host names");
+    let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.client_auth && usage.server_auth);
+}

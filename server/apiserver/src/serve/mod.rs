@@ -6,6 +6,7 @@
 //! and between requests is decided here.
 
 mod idle;
+mod unread;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,6 +17,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use ketch_api::join;
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -27,7 +29,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::auth::User;
 use idle::{Activity, Counted};
@@ -228,18 +230,29 @@ fn answer(
         request.extensions_mut().insert(user);
     }
     async move {
-        let response = router.oneshot(request).await?;
+        let response = unread::read_rest(request, |request| router.oneshot(request)).await?;
         Ok(response.map(|body| Counted::new(body, busy)))
     }
 }
 
-/// The user a client certificate is for: common name and organisations. `None` when it has no name.
-pub(crate) fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
+/// The user a client certificate is for: common name and organisations; `extra` has the pod ranges of a node that
+/// has joined. `None` when it has no name.
+pub fn certificate_user(certificate: &CertificateDer<'_>) -> Option<User> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok().filter(|name| !name.is_empty())?;
     let groups: Vec<&str> = subject.iter_organization().filter_map(|group| group.as_str().ok()).collect();
-    Some(User::new(name, &groups))
+    let mut user = User::new(name, &groups);
+    let names = certificate.subject_alternative_name().ok().flatten();
+    let uris = names.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let ranges: Vec<String> = join::pod_ranges(uris).into_iter().map(str::to_owned).collect();
+    if !ranges.is_empty() {
+        user.extra.insert(join::POD_RANGE_EXTRA.to_owned(), ranges);
+    }
+    Some(user)
 }
 
 #[cfg(test)]

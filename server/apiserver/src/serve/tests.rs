@@ -254,3 +254,19 @@ async fn huge_headers_are_refused() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     server.stopped().await;
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let router = Router::new().route("/", axum::routing::post(|| async { http::StatusCode::UNAUTHORIZED }));
+    let running = start(None, router, Limits::default()).await;
+    let mut stream = running.connect().await;
+    let body = vec![b'x'; 8 << 20];
+    let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    timeout(PATIENCE, stream.write_all(&body)).await.unwrap().expect("the whole body is taken");
+    let mut answer = [0; 64];
+    let count = timeout(PATIENCE, stream.read(&mut answer)).await.unwrap().unwrap();
+    assert!(answer[..count].starts_with(b"HTTP/1.1 401"), "{:?}", String::from_utf8_lossy(&answer[..count]));
+    drop(stream);
+    running.stopped().await;
+}

@@ -54,7 +54,7 @@ pub(crate) struct Nodes {
 impl Nodes {
     /// Puts nodes that a change concerns into `queue`.
     pub(crate) fn listen(&self, queue: &Queue<Key>) {
-        let (own, heard) = (queue.clone(), Arc::clone(&self.heard));
+        let (own, heard, nodes) = (queue.clone(), Arc::clone(&self.heard), self.nodes.clone());
         self.nodes.on_change(move |change: &Change<Node>| {
             match (&change.old, &change.new) {
                 (_, None) => {
@@ -66,6 +66,12 @@ impl Nodes {
                 _ => {}
             }
             own.add(change.key.clone());
+            // Whether pods have somewhere to go decides what becomes of those on other nodes.
+            let ready = |node: &Option<Arc<Node>>| node.as_ref().is_some_and(|node| is_ready(node));
+            if ready(&change.old) != ready(&change.new) {
+                let lost = nodes.all().into_iter().filter(|node| !is_ready(node));
+                lost.for_each(|node| own.add(Key::of(&node.metadata)));
+            }
         });
         let (own, heard, grace, nodes) =
             (queue.clone(), Arc::clone(&self.heard), self.grace, self.nodes.clone());
@@ -166,7 +172,8 @@ impl Reconcile for Nodes {
         self.writes.seen(key, &self.nodes).await;
         let Some(node) = self.nodes.get(key) else { return Ok(Next::OnChange) };
         let left = self.grace.checked_sub(self.silence(&key.name)).filter(|left| !left.is_zero());
-        let planned = plan::plan(&node, left.is_none(), Timestamp::now());
+        let refuge = self.nodes.all().iter().any(|other| Key::of(&other.metadata) != *key && is_ready(other));
+        let planned = plan::plan(&node, left.is_none(), refuge, Timestamp::now());
         self.write(key, &node, &planned).await?;
         if planned.lost && left.is_none() {
             self.mark_pods(&key.name).await?;

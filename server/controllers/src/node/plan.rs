@@ -33,11 +33,13 @@ pub(super) struct Plan {
     pub(super) lost: bool,
 }
 
-/// `silent`: it has not been heard of for longer than the grace period.
-pub(super) fn plan(node: &Node, silent: bool, now: Timestamp) -> Plan {
+/// `silent`: it has not been heard of for longer than the grace period. `refuge`: another node is ready. Without
+/// one nothing is evicted: the pods have nowhere to go, and when all nodes fall silent at once it is the server
+/// that was away (upstream's full disruption).
+pub(super) fn plan(node: &Node, silent: bool, refuge: bool, now: Timestamp) -> Plan {
     let current = node.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
     let conditions = if silent { unknown(&current, now) } else { current.clone() };
-    let taints = taints(node, &conditions, now);
+    let taints = taints(node, &conditions, refuge, now);
     let had = node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default();
     Plan {
         lost: status_of(&conditions, "Ready") != Some("True"),
@@ -87,14 +89,18 @@ fn same(a: &[Taint], b: &[Taint]) -> bool {
 }
 
 /// The node's taints with ours brought up to date; one that stays keeps its time.
-fn taints(node: &Node, conditions: &[NodeCondition], now: Timestamp) -> Vec<Taint> {
+fn taints(node: &Node, conditions: &[NodeCondition], refuge: bool, now: Timestamp) -> Vec<Taint> {
     let spec = node.spec.clone().unwrap_or_default();
     let had = spec.taints.unwrap_or_default();
     let mut wanted: Vec<(&str, &str)> = Vec::new();
-    match status_of(conditions, "Ready") {
-        Some("True") => {}
-        Some("Unknown") => wanted.extend([(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]),
-        _ => wanted.extend([(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]),
+    let trouble = match status_of(conditions, "Ready") {
+        Some("True") => None,
+        Some("Unknown") => Some(UNREACHABLE),
+        _ => Some(NOT_READY),
+    };
+    if let Some(key) = trouble {
+        wanted.push((key, "NoSchedule"));
+        wanted.extend(refuge.then_some((key, "NoExecute")));
     }
     let pressed = PRESSURES.iter().filter(|(kind, _)| status_of(conditions, kind) == Some("True"));
     wanted.extend(pressed.map(|(_, key)| (*key, "NoSchedule")));
@@ -188,6 +194,7 @@ mod tests {
         let plan = plan(
             &node(Some("True"), json!({"taints": [{"key": "mine", "effect": "NoSchedule"}]})),
             false,
+            true,
             now(),
         );
         assert_eq!(plan, Plan { conditions: None, taints: None, lost: false });
@@ -197,6 +204,7 @@ mod tests {
     fn a_silent_node_becomes_unknown_and_unreachable() {
         let plan = plan(
             &node(Some("True"), json!({"taints": [{"key": "mine", "effect": "NoSchedule"}]})),
+            true,
             true,
             now(),
         );
@@ -219,23 +227,32 @@ mod tests {
     #[test]
     fn silence_is_told_once_and_taints_keep_their_time() {
         let mut silent = node(Some("True"), json!({}));
-        let first = plan(&silent, true, now());
+        let first = plan(&silent, true, true, now());
         silent.status.as_mut().unwrap().conditions = first.conditions;
         silent.spec.as_mut().unwrap().taints = first.taints;
-        let again = plan(&silent, true, now() + Duration::from_secs(60));
+        let again = plan(&silent, true, true, now() + Duration::from_secs(60));
         assert_eq!((again.conditions, again.taints), (None, None));
+    }
+
+    #[test]
+    fn nothing_is_evicted_when_there_is_nowhere_to_go() {
+        let mut silent = node(Some("True"), json!({}));
+        silent.spec.as_mut().unwrap().taints = plan(&silent, true, true, now()).taints;
+        let alone = plan(&silent, true, false, now());
+        assert_eq!(keys(&alone), ["node.kubernetes.io/unreachable:NoSchedule"]);
+        assert!(alone.lost, "it gets no traffic all the same");
     }
 
     #[test]
     fn a_node_that_comes_back_loses_the_taints() {
         let unreachable = json!({"taints": [{"key": UNREACHABLE, "effect": "NoExecute"}, {"key": NOT_READY, "effect": "NoSchedule"}]});
-        let plan = plan(&node(Some("True"), unreachable), false, now());
+        let plan = plan(&node(Some("True"), unreachable), false, true, now());
         assert_eq!(plan.taints, Some(vec![]));
     }
 
     #[test]
     fn a_node_that_says_it_is_not_ready_is_tainted_so() {
-        let not_ready = plan(&node(Some("False"), json!({"unschedulable": true})), false, now());
+        let not_ready = plan(&node(Some("False"), json!({"unschedulable": true})), false, true, now());
         assert_eq!(
             keys(&not_ready),
             [

@@ -8,6 +8,7 @@ use ketch_ui_core::{
     object::{created, int, items, name, namespace, text},
     resource::PODS,
     rows::{Keyed, Object},
+    traffic,
 };
 use leptos::prelude::*;
 use leptos_router::components::A;
@@ -30,7 +31,18 @@ pub(super) fn Summary(app: App) -> impl IntoView {
         app.function.with(|f| diagnose("Function", &f.as_ref()?.value, &pods, &events))
     });
     let url = Memo::new(move |_| app.text("/status/url"));
-    let image = Memo::new(move |_| app.text("/spec/image"));
+    let serving = Memo::new(move |_| {
+        let function = app.value();
+        app.revisions.rows.with(|rows| {
+            let revisions = rows.sorted(|_| true, |_, _| std::cmp::Ordering::Equal);
+            traffic::serving(&function, revisions.iter().map(|one| &one.value))
+        })
+    });
+    let images = move || {
+        let shown = serving.get();
+        let image = |one: &traffic::Serving| view! { <code class="break">{one.image.clone()}</code> };
+        shown.iter().map(image).collect_view()
+    };
     let outbound = Memo::new(move |_| {
         let list = app.function.with(|f| {
             f.as_ref().map(|f| items(&f.value, "/spec/permissions/outbound").to_vec()).unwrap_or_default()
@@ -52,8 +64,8 @@ pub(super) fn Summary(app: App) -> impl IntoView {
                     <Snippet text=url />
                 </Show>
                 <dl class="facts">
-                    <Fact name="Revision">{move || app.text("/status/readyRevision")}</Fact>
-                    <Fact name="Image"><code class="break">{image}</code></Fact>
+                    <Fact name="Revision">{move || serving.with(|shown| traffic::in_words(shown))}</Fact>
+                    <Fact name="Image">{images}</Fact>
                     <Fact name="Outbound">{outbound}</Fact>
                     <Fact name="Created">{move || view! { <Age since=since.get() /> }}</Fact>
                 </dl>

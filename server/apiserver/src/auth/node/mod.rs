@@ -10,6 +10,7 @@ mod restriction;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ketch_api::{
+    join,
     names::{NODE_USER_PREFIX, NODES_GROUP},
     selector::FieldSelector,
 };
@@ -59,6 +60,8 @@ pub fn rules() -> Vec<Rule> {
         Rule::resources(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
         Rule::resources(&[""], &["pods/status"], &["update", "patch"]),
         Rule::resources(&[""], &["pods/eviction"], &["create"]),
+        Rule::paths(&[join::RENEW_PATH], &["post"]),
+        Rule::paths(&[join::CLUSTER_PATH], &["get"]),
     ]
 }
 

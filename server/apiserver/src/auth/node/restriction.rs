@@ -2,7 +2,7 @@
 //!
 //! The rules and texts of `plugin/pkg/admission/noderestriction`.
 
-use ketch_api::{Status, names::NODES_GROUP};
+use ketch_api::{Status, join::POD_RANGE_EXTRA, names::NODES_GROUP};
 use serde_json::Value;
 
 use super::{LEASE_NAMESPACE, graph, node_name};
@@ -132,6 +132,10 @@ fn own_node(node: &str, request: &Request, object: Option<&Value>, old: Option<&
     let Some(object) = object else {
         return Err(format!("node \"{node}\" is not allowed to delete itself"));
     };
+    // Such a node was given its object when it joined. Without one it has been taken out of the cluster.
+    if old.is_none() && request.user.extra.contains_key(POD_RANGE_EXTRA) {
+        return Err(format!("node \"{node}\" is not part of this cluster any more; join again with a token"));
+    }
     labels(node, object, old)?;
     let Some(old) = old else { return Ok(()) };
     for (pointer, what) in [

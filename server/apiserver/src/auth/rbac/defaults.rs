@@ -1,7 +1,7 @@
 //! The roles and bindings every cluster starts with: upstream's names and rights
 //! (`plugin/pkg/auth/authorizer/rbac/bootstrappolicy`), as far as the kinds are served, and ours.
 
-use ketch_api::{Status, names};
+use ketch_api::{Status, join, names};
 use ketch_store::{Storage, Update};
 use serde_json::{Value, json};
 
@@ -36,6 +36,7 @@ pub fn objects() -> Vec<Value> {
         role("system:service-account-issuer-discovery", &[Rule::paths(ISSUER_PATHS, &["get"])]),
         role("system:node", &node::rules()),
         role("system:ketch-gateway", &gateway()),
+        role("system:ketch-join", &[Rule::paths(&[join::JOIN_PATH], &["post"])]),
         role("system:monitoring", &[Rule::paths(MONITORING_PATHS, &["get"])]),
     ];
     all.extend([
@@ -45,6 +46,7 @@ pub fn objects() -> Vec<Value> {
         binding("system:basic-user", &[AUTHENTICATED_GROUP]),
         binding("system:service-account-issuer-discovery", &[AUTHENTICATED_GROUP]),
         binding("system:ketch-gateway", &[names::GATEWAY_GROUP]),
+        binding("system:ketch-join", &[join::JOINERS_GROUP]),
         binding("system:monitoring", &["system:monitoring"]),
     ]);
     all

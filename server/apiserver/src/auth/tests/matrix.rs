@@ -54,6 +54,15 @@ async fn users_by_requests() {
         ("owner", User::new("owner", &[])),
         ("robot", User::new("system:serviceaccount:dev:robot", &[])),
         ("gateway", User::new("system:node:n9", &["system:ketch-gateways"])),
+        (
+            "joiner",
+            User::new(
+                "system:bootstrap:abcdef",
+                &["system:bootstrappers", "system:bootstrappers:ketch-nodes"],
+            ),
+        ),
+        // A token that was made for something else.
+        ("bootstrapper", User::new("system:bootstrap:fedcba", &["system:bootstrappers"])),
         ("node", node("n1")),
         // The name without the group is nobody.
         ("pretender", User::new("system:node:n1", &[])),
@@ -69,6 +78,11 @@ async fn users_by_requests() {
         ("get /metrics",                                            "master"),
         ("get /debug",                                              "master"),
         ("post /livez",                                             "master"),
+        ("post /ketch/v1/join",                                     "master joiner"),
+        ("get /ketch/v1/join",                                      "master"),
+        ("post /ketch/v1/renew",                                    "master node"),
+        ("get /ketch/v1/cluster",                                   "master node"),
+        ("post /ketch/v1/cluster",                                  "master"),
         ("create authorization.k8s.io/selfsubjectaccessreviews",    "all but anonymous"),
         ("create authentication.k8s.io/tokenreviews",               "master node"),
         ("list core/pods dev/",                                     "master auditor viewer editor owner gateway"),

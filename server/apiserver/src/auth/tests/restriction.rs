@@ -109,3 +109,16 @@ fn others_are_not_its_business_and_nameless_nodes_are() {
         assert!(message.contains("could not determine node"), "{message}");
     }
 }
+
+#[test]
+fn a_node_that_was_taken_out_does_not_put_itself_back() {
+    let mut request = write(Operation::Create, "nodes", "", "n1");
+    let object = node(json!({}), json!({"podCIDR": "10.42.3.0/24"}));
+    let verdict = |request: &Write| NodeRestriction.validate(request, Some(&object), None);
+    assert!(verdict(&request).is_ok(), "the node in the server's own process registers itself");
+    request.user.extra.insert("ketch.dev/pod-range".into(), vec!["10.42.3.0/24".into()]);
+    assert!(verdict(&request).unwrap_err().message.contains("join again"));
+    request.operation = Operation::Update;
+    let update = NodeRestriction.validate(&request, Some(&object), Some(&object));
+    assert!(update.is_ok(), "one that is there goes on as before");
+}

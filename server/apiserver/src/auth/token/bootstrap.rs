@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use ketch_api::Status;
-use ketch_store::Storage;
+use ketch_store::{Storage, Update};
 use serde::Deserialize;
 
 use crate::auth::{User, objects};
 
 /// Group of everything that authenticates this way.
 const GROUP: &str = "system:bootstrappers";
+/// What precedes the token's identifier in the user's name.
+pub(crate) const USER_PREFIX: &str = "system:bootstrap:";
 const SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
 
 #[derive(Debug, Deserialize)]
@@ -42,6 +44,13 @@ pub(crate) async fn identify(
     Ok(judge(&stored, id, secret, now))
 }
 
+/// Uses the token up. `true`: it was there, and is gone now; of two who try, one is told so.
+pub(crate) async fn take(storage: &dyn Storage, id: &str) -> Result<bool, Status> {
+    let key = objects::core_key("secrets", "kube-system", &format!("bootstrap-token-{id}"));
+    let written = storage.update(&key, Box::new(|_| Ok(Update::Delete))).await.map_err(Status::internal)?;
+    Ok(written.previous.is_some())
+}
+
 fn judge(stored: &Secret, id: &str, secret: &str, now: Timestamp) -> Option<User> {
     let field = |name: &str| {
         let bytes = STANDARD.decode(stored.data.get(name)?).ok()?;
@@ -68,7 +77,7 @@ fn judge(stored: &Secret, id: &str, secret: &str, now: Timestamp) -> Option<User
     let mut groups = vec![GROUP];
     // A token cannot give groups with other rights.
     groups.extend(extra.split(',').filter(|group| group.starts_with("system:bootstrappers:")));
-    Some(User::new(format!("system:bootstrap:{id}"), &groups))
+    Some(User::new(format!("{USER_PREFIX}{id}"), &groups))
 }
 
 #[cfg(test)]

@@ -1,0 +1,175 @@
+//! A node put together: network, runtime, agent and gateway, whichever way its server is reached.
+
+use std::{
+    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use ketch_api::names::{FORWARDS_LABEL, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
+use ketch_node::{
+    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
+    RuntimeEntry,
+    gateway::{self, Bind, Gateway, GatewayOptions},
+};
+use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
+
+use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy};
+use crate::options::Options;
+
+/// For requests in flight when Ketch is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+/// An idle Wasm pod costs tens of KiB; the field's usual 110 would be an arbitrary limit.
+const MAX_PODS: u32 = 10_000;
+
+/// What a node is to its cluster.
+pub(crate) struct Membership {
+    pub(crate) name: String,
+    pub(crate) data_dir: PathBuf,
+    /// With the node's rights.
+    pub(crate) client: kube::Client,
+    /// With a gateway's rights: the network and the gateway look at more than a node may see of others.
+    pub(crate) wide: kube::Client,
+    /// Addresses of all pods, and of Services.
+    pub(crate) pods: Cidr,
+    pub(crate) services: Cidr,
+    /// Addresses of this node's pods.
+    pub(crate) range: PodRange,
+    /// Where other machines reach this one.
+    pub(crate) address: IpAddr,
+    /// What pods must not reach.
+    pub(crate) control_plane: Vec<SocketAddr>,
+    /// The API, as pods are told.
+    pub(crate) api: ApiAddress,
+    /// Where to answer DNS; `None`: where it suits.
+    pub(crate) dns: Option<SocketAddr>,
+}
+
+/// A node, its gateway and its runtime.
+pub(crate) struct Machine {
+    pub(crate) node: Node,
+    pub(crate) gateway: Gateway,
+    pub(crate) wasm: Arc<WasmRuntime>,
+    pub(crate) range: Cidr,
+    pub(crate) dns: ClusterDns,
+    proxy: Option<LocalProxy>,
+    network: Arc<ClusterNetwork>,
+    _claim: PodRange,
+}
+
+/// Where the gateway listens.
+pub(crate) struct FrontDoor {
+    pub(crate) http: TcpListener,
+    pub(crate) https: TcpListener,
+}
+
+impl FrontDoor {
+    /// Domain of default function hosts.
+    const SUFFIX: &str = "localhost";
+
+    /// Binds both, before anything is written.
+    pub(crate) fn bind(options: &Options) -> Result<Self, ketch_server::BindError> {
+        Ok(Self {
+            http: ketch_server::bind(options.http_addr, "http-addr")?,
+            https: ketch_server::bind(options.https_addr, "https-addr")?,
+        })
+    }
+}
+
+// === impl Machine ===
+
+impl Machine {
+    /// Starts everything. The node registers by itself; the API may be away.
+    pub(crate) async fn start(membership: Membership, front: FrontDoor) -> Result<Self> {
+        let range = membership.range.cidr;
+        ketch_node::make_local(range).await.context("prepare pod addresses")?;
+        let network = ClusterNetwork::start(
+            membership.wide.clone(),
+            NetworkConfig {
+                pod_cidrs: vec![membership.pods],
+                local_pods: vec![range],
+                service_cidrs: vec![membership.services],
+                node_addresses: vec![membership.address],
+                control_plane: membership.control_plane.clone(),
+            },
+        );
+        let compiler = Arc::new(ProcessCompiler::current_exe().context("find this program")?);
+        let dir = membership.data_dir.join("node/wasm");
+        let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
+        let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
+        let proxy = LocalProxy::start(&membership, &network).await;
+        let node = start_node(&membership, &network, &wasm, proxy.is_some())?;
+        let dns = ClusterDns::start(&membership, &network, &node).await?;
+        let gateway = start_gateway(membership.wide, &node, front)?;
+        Ok(Self { node, gateway, wasm, range, dns, proxy, network, _claim: membership.range })
+    }
+
+    /// Ends everything: first no new requests, then the pods' workers, then the pods.
+    pub(crate) async fn shutdown(self) {
+        self.gateway.shutdown(DRAIN).await;
+        self.node.shutdown().await;
+        self.dns.shutdown().await;
+        if let Some(proxy) = self.proxy {
+            proxy.shutdown().await;
+        }
+        self.network.shutdown().await;
+        self.wasm.shutdown().await;
+    }
+}
+
+fn start_node(
+    membership: &Membership,
+    network: &Arc<ClusterNetwork>,
+    wasm: &Arc<WasmRuntime>,
+    forwards: bool,
+) -> Result<Node> {
+    let range = membership.range.cidr;
+    let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
+    // Neither the first nor the last address of a range is given to a pod.
+    let addresses = u32::try_from(range.size().saturating_sub(2)).unwrap_or(u32::MAX);
+    Node::start(NodeOptions {
+        name: membership.name.clone(),
+        client: membership.client.clone(),
+        data_dir: membership.data_dir.clone(),
+        runtimes: vec![RuntimeEntry {
+            handlers: handlers.map(str::to_owned).collect(),
+            runtime: wasm.clone(),
+        }],
+        images: Arc::new(Registries::new(LocalRegistry::Client(membership.client.clone()))),
+        network: Some(network.clone()),
+        pod_cidr: range,
+        addresses: vec![membership.address],
+        api: membership.api.clone(),
+        max_pods: MAX_PODS.min(addresses),
+        labels: forwards.then(|| (FORWARDS_LABEL.to_owned(), "true".to_owned())).into_iter().collect(),
+    })
+    .context("start the node")
+}
+
+fn start_gateway(client: kube::Client, node: &Node, front: FrontDoor) -> Result<Gateway> {
+    let tls = gateway::self_signed(&[format!("*.{}", FrontDoor::SUFFIX), FrontDoor::SUFFIX.to_owned()])
+        .context("make the gateway's certificate")?;
+    let options = GatewayOptions {
+        https: Some((Bind::Listener(front.https), tls)),
+        local: node.services(),
+        ..GatewayOptions::new(Bind::Listener(front.http))
+    };
+    Gateway::start(client, options).context("start the gateway")
+}
+
+/// The address other machines would reach this one at: that of the interface towards `target`. Sends
+/// nothing.
+pub(crate) fn address_towards(target: IpAddr) -> IpAddr {
+    let any: SocketAddr = if target.is_ipv4() { ([0; 4], 0).into() } else { ([0; 16], 0).into() };
+    let probe = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind(any)?;
+        socket.connect((target, 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    probe().unwrap_or(IpAddr::from([127, 0, 0, 1]))
+}
+
+/// An address outside of every network (RFC 5737): towards it is the default route.
+pub(crate) const OUTSIDE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));

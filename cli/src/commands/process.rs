@@ -1,0 +1,71 @@
+//! What every daemon does: options, logs, a runtime, signals.
+
+use std::{process::ExitCode, time::Instant};
+
+use anyhow::Result;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::connect;
+use crate::{
+    options::{Flags, Options, Role},
+    output,
+};
+
+/// Resolves the options and runs `serve` to its end; prints the options instead when that was asked for.
+pub(crate) fn daemon<F>(
+    flags: Flags,
+    role: Role,
+    serve: impl FnOnce(Options, Instant) -> F,
+) -> Result<ExitCode>
+where
+    F: Future<Output = Result<()>>,
+{
+    let start = Instant::now();
+    let print = flags.print_config;
+    let options = flags.resolve(role, nix::unistd::Uid::effective().is_root())?;
+    if print {
+        output::line(toml::to_string_pretty(&options)?.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    // Logs go to standard error, so that the link on standard output can be read by programs.
+    let filter = EnvFilter::try_from_env("KETCH_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    connect::install_crypto();
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(options, start))?;
+    // What is left are threads that own nothing.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first request to end; a second one ends the process at once.
+pub(crate) async fn wait_for_the_end() -> Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    one_of(&mut interrupt, &mut terminate).await;
+    std::thread::spawn(move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(one_of(&mut interrupt, &mut terminate));
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+async fn one_of(interrupt: &mut Signal, terminate: &mut Signal) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// A socket per pod and per connection: the soft limit of 1,024 files is for other programs.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
