@@ -14,6 +14,7 @@ mod fields;
 mod host;
 mod images;
 mod index;
+mod isolation;
 mod logs;
 pub mod machine;
 pub mod membership;

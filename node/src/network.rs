@@ -31,12 +31,14 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::isolation::{self, Isolation};
+
 /// How long an address that a pod looked up by an allowed name may be dialled as that name.
 const GRANT: Duration = Duration::from_secs(600);
 /// Grants before expired ones are looked for.
 const GRANTS: usize = 8_192;
 /// Changes that come within this time make one new table.
-const GATHER: Duration = Duration::from_millis(2);
+pub(crate) const GATHER: Duration = Duration::from_millis(2);
 
 /// How long the kernel's socket tables are taken for current.
 const LISTENERS_FRESH: Duration = Duration::from_secs(1);
@@ -64,6 +66,7 @@ pub struct ClusterNetwork {
     table: ArcSwap<Table>,
     /// How many tables there were, since everything was listed.
     changes: watch::Sender<u64>,
+    isolation: Arc<ArcSwap<Isolation>>,
     policy: Policy,
     config: NetworkConfig,
     turn: AtomicUsize,
@@ -78,7 +81,9 @@ impl ClusterNetwork {
     /// cluster are unknown.
     pub fn start(client: kube::Client, config: NetworkConfig) -> Arc<Self> {
         let network = Arc::new(Self::fixed(Table::default(), config));
-        network.tasks.spawn(follow(Arc::clone(&network), client));
+        network.tasks.spawn(follow(Arc::clone(&network), client.clone()));
+        let isolation = Arc::clone(&network.isolation);
+        network.tasks.spawn(isolation::follow(isolation, client, network.stop.clone()));
         network.tasks.close();
         network
     }
@@ -93,6 +98,7 @@ impl ClusterNetwork {
         Self {
             table: ArcSwap::from_pointee(table),
             changes: watch::Sender::new(0),
+            isolation: Arc::default(),
             policy,
             config,
             turn: AtomicUsize::new(0),
@@ -191,6 +197,8 @@ impl ClusterNetwork {
         names: &[&str],
     ) -> Result<SocketAddr, Error> {
         let route = self.choose(pod, target, transport, names)?;
+        let allowed = self.isolation.load().check(pod, route, transport);
+        allowed.map_err(|reason| Error::Config(format!("{route}: {reason}")))?;
         let named = canonical(target.ip()) == route.ip()
             && patterns(pod).iter().any(|pattern| pattern.names(route.ip(), route.port(), names));
         if named { Ok(route) } else { self.check_host(route, transport) }
@@ -314,12 +322,14 @@ enum Change {
     Slice(Box<watcher::Event<EndpointSlice>>),
 }
 
-fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
+pub(crate) fn events<K>(api: Api<K>) -> impl Stream<Item = watcher::Event<K>> + Send + 'static
 where
     K: kube::Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
 {
     watcher(api, watcher::Config::default()).default_backoff().filter_map(|event| async {
-        event.inspect_err(|error| tracing::warn!(%error, "the watch of Services was interrupted")).ok()
+        event
+            .inspect_err(|error| tracing::warn!(%error, "a watch of the node's network was interrupted"))
+            .ok()
     })
 }
 

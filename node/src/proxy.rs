@@ -49,7 +49,11 @@ impl ServiceProxy {
 
 async fn keep(network: Arc<ClusterNetwork>, facts: Facts, mut nft: Nft, stop: CancellationToken) {
     let mut changes = network.changes();
-    while let Some(Ok(_)) = stop.run_until_cancelled(changes.wait_for(|changes| *changes > 0)).await {
+    loop {
+        let complete = async { changes.wait_for(|changes| *changes > 0).await.is_ok() };
+        if stop.run_until_cancelled(complete).await != Some(true) {
+            break;
+        }
         let applied = nft.apply(rules(&network.table(), &facts)).await;
         let failed =
             applied.inspect_err(|error| tracing::error!(%error, "the rules for Services are out of date"));

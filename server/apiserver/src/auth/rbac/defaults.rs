@@ -203,7 +203,7 @@ fn gateway() -> Vec<Rule> {
     vec![
         Rule::resources(&[""], &["namespaces", "nodes", "pods", "services"], READ),
         Rule::resources(&["discovery.k8s.io"], &["endpointslices"], READ),
-        Rule::resources(&["networking.k8s.io"], &["ingressclasses", "ingresses"], READ),
+        Rule::resources(&["networking.k8s.io"], &["ingressclasses", "ingresses", "networkpolicies"], READ),
         Rule::resources(&["networking.k8s.io"], &["ingresses/status"], &["patch", "update"]),
         Rule::resources(&["ketch.dev"], &["functionrevisions", "functions"], READ),
         Rule::resources(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
