@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use ketch_net::PodRanges;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -55,8 +56,10 @@ impl Node {
             index: Index::default(),
             host: Host { ips: options.addresses.iter().map(ToString::to_string).collect() },
             images: PolicyImages::new(Arc::clone(&options.images), root.join("manifests")),
-            addresses: AddressBook::new(options.pod_cidr, root.join("addresses.json")),
+            addresses: AddressBook::new(PodRanges::of(options.pod_cidr), root.join("addresses.json")),
             runtimes: options.runtimes.clone(),
+            unavailable: options.unavailable.clone(),
+            dns: options.dns.clone(),
             services: Arc::new(LocalServices::default()),
             api: options.api.clone(),
             sources: Sources::new(options.client.clone()),

@@ -14,10 +14,12 @@ mod fields;
 mod host;
 mod images;
 mod index;
+mod kind;
 mod logs;
 pub mod machine;
 mod network;
 mod options;
+mod placement;
 mod pods;
 mod register;
 mod services;
@@ -30,9 +32,9 @@ pub use agent::Node;
 pub use images::{Identity, LocalRegistry, Registries};
 pub use ketch_gateway as gateway;
 pub use ketch_net::{
-    Cidr,
-    anyip::{AnyIpError, ensure as make_local},
+    Cidr, PodRanges,
+    anyip::{AnyIpError, ensure_wasm as make_local},
 };
 pub use network::{ClusterNetwork, NetworkConfig};
-pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
+pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError, Unavailable};
 pub use services::LocalServices;

@@ -12,7 +12,7 @@ use ketch_api::names::{
     GATEWAY_GROUP, NODE_USER_PREFIX, NODES_GROUP, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES,
 };
 use ketch_node::{
-    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
+    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, PodRanges, Registries,
     RuntimeEntry,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
@@ -95,14 +95,15 @@ impl LocalNode {
         let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
         let addresses = vec![address_of_this_machine()];
         let range = PodRange::claim(pods, &options.data_dir)?;
-        ketch_node::make_local(range.cidr).await.context("prepare pod addresses")?;
+        let halves = PodRanges::of(range.cidr);
+        ketch_node::make_local(halves).await.context("prepare pod addresses")?;
         // The network and the gateway look at more than a node may see of other nodes' pods.
         let wide = server.client(User::new("system:ketch-gateway", &[GATEWAY_GROUP]));
         let network = ClusterNetwork::start(
             wide.clone(),
             NetworkConfig {
                 pod_cidrs: vec![pods],
-                local_pods: vec![range.cidr],
+                local_pods: vec![halves.wasm],
                 service_cidrs: vec![services],
                 node_addresses: addresses.clone(),
                 control_plane: vec![server.api_addr, server.ui_addr],
@@ -122,6 +123,8 @@ impl LocalNode {
                 handlers: handlers.map(str::to_owned).collect(),
                 runtime: wasm.clone(),
             }],
+            unavailable: Vec::new(),
+            dns: None,
             images: Arc::new(Registries::new(LocalRegistry::Client(client))),
             network: Some(network.clone()),
             pod_cidr: range.cidr,

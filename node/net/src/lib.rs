@@ -1,6 +1,6 @@
 //! Pod addresses, Services in process, names, and what a pod may reach.
 //!
-//! Everything but [`anyip`] is pure. The node agent composes these into the network that its runtimes dial
+//! Everything but [`anyip`] and [`netns`] is pure. The node agent composes these into the network that its runtimes dial
 //! through.
 
 pub mod anyip;
@@ -8,11 +8,12 @@ pub mod cidr;
 pub mod ipam;
 pub mod listeners;
 pub mod names;
+pub mod netns;
 pub mod policy;
 pub mod services;
 
 pub use cidr::Cidr;
-pub use ipam::Allocator;
+pub use ipam::{Allocator, PodRanges};
 pub use listeners::Listeners;
 pub use policy::{Pattern, Policy};
 pub use services::{Table, Transport};

@@ -3,8 +3,10 @@
 
 mod http;
 mod lifecycle;
+mod prepare;
 mod probe;
 mod pull;
+mod sandbox;
 mod start;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use crate::{
 };
 
 pub(crate) use lifecycle::{Stop, stop};
+pub(crate) use prepare::prepare;
 pub(crate) use probe::{ProbeTarget, probe};
 pub(crate) use pull::pull;
 pub(crate) use start::{Start, start};
@@ -52,22 +55,6 @@ fn instance(pod: &core::Pod, name: &str, attempt: u32) -> ContainerId {
 /// A container as events refer to it.
 fn reference(unit: &Unit) -> Option<(&str, bool)> {
     Some((unit.name.as_str(), unit.role != Role::Main))
-}
-
-/// Gives the pod its address and its volumes.
-pub(crate) async fn prepare(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
-    let result = try_prepare(&context, &pod).await;
-    if let Err(failure) = &result {
-        context.event(&pod, None, Report::warning(failure.reason, failure.message.clone()));
-    }
-    Done::Outcome(Outcome::Prepared(result))
-}
-
-async fn try_prepare(context: &Context, pod: &core::Pod) -> Result<std::net::IpAddr, Failure> {
-    context.forced_runtime(pod)?;
-    let ip = context.addresses.allocate(uid(pod))?;
-    crate::volumes::prepare(context, pod, ip).await?;
-    Ok(ip)
 }
 
 /// Looks again at what the pod's volumes come from.

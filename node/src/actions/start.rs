@@ -8,12 +8,14 @@ use std::{
 };
 
 use ketch_api::{k8s::api::core::v1 as core, names, quantity::Quantity};
-use ketch_runtime::{ContainerSpec, Error, Image, Mount, PodId, PodSandbox, Port, Protocol, Reuse};
+use ketch_runtime::{ContainerSpec, Error, Image, Mount, PodId, Port, Protocol, Reuse, Runtime};
 
-use super::{Done, instance, lifecycle, reference, uid};
+use super::{Done, instance, lifecycle, reference, sandbox::sandbox, uid};
 use crate::{
-    context::{Context, Report},
+    context::{Context, Report, WASM},
+    kind::Kind,
     machine::{Failure, Outcome, Unit},
+    placement::Placement,
 };
 
 /// Time an HTTP request may take when the pod does not say.
@@ -26,6 +28,7 @@ pub(crate) struct Start {
     pub(crate) attempt: u32,
     pub(crate) image: Image,
     pub(crate) ip: IpAddr,
+    pub(crate) placement: Arc<Placement>,
 }
 
 /// Starts a container; done when it runs and its `postStart` hook has passed.
@@ -43,7 +46,7 @@ async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<
     let runtime =
         context.runtime(start.runtime).ok_or_else(|| config("the container's runtime is gone".to_owned()))?;
     let spec = container_spec(context, pod, start).await?;
-    runtime.create_pod(sandbox(pod, start.ip)).await.map_err(|error| failure(&error))?;
+    create_pod(context, pod, start, &**runtime).await?;
     context.event(
         pod,
         reference(&start.unit),
@@ -62,16 +65,25 @@ async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<
     lifecycle::post_start(context, pod, start).await
 }
 
-/// What the pod's containers share.
-fn sandbox(pod: &core::Pod, ip: IpAddr) -> PodSandbox {
-    let outbound = annotation(pod, names::OUTBOUND_ANNOTATION).unwrap_or_default();
-    let patterns = outbound.split(',').map(str::trim).filter(|pattern| !pattern.is_empty());
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let id = PodId(uid(pod).to_owned());
-    PodSandbox {
-        outbound: patterns.map(str::to_owned).collect(),
-        ..PodSandbox::new(id, text(&pod.metadata.namespace), text(&pod.metadata.name), ip)
+/// Makes sure that the runtime has the pod. A sandbox was made when the pod was set up; before a restart it is
+/// asked for again, because it may have ended with its containers.
+async fn create_pod(
+    context: &Context,
+    pod: &core::Pod,
+    start: &Start,
+    runtime: &dyn Runtime,
+) -> Result<(), Failure> {
+    let is_owner = start.runtime != WASM;
+    if is_owner && start.attempt == 0 && start.placement.kind() == Some(Kind::Sandboxed) {
+        return Ok(());
     }
+    let namespace = if is_owner { None } else { start.placement.namespace() };
+    let sandbox = sandbox(context, pod, start.ip, namespace);
+    let made = runtime.create_pod(sandbox).await.map_err(|error| failure(&error))?;
+    if is_owner {
+        start.placement.set_namespace(made.network_namespace);
+    }
+    Ok(())
 }
 
 async fn container_spec(context: &Context, pod: &core::Pod, start: &Start) -> Result<ContainerSpec, Failure> {
@@ -109,7 +121,7 @@ async fn container_spec(context: &Context, pod: &core::Pod, start: &Start) -> Re
     })
 }
 
-fn annotation<'a>(pod: &'a core::Pod, name: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(pod: &'a core::Pod, name: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(name).map(String::as_str)
 }
 

@@ -168,6 +168,8 @@ pub struct UnitState {
     pub image_id: String,
     /// How the instance before ended.
     pub last: Option<Exit>,
+    /// Prefix of its instances' ids in the status, by what runs them; empty: not known yet.
+    pub scheme: String,
     /// Between restarts.
     pub crash: Backoff,
     /// Between pulls.
@@ -270,6 +272,11 @@ impl Observed {
     /// A container's state; the initial one when nothing is known.
     pub fn unit(&self, name: &str) -> UnitState {
         self.units.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Notes what runs a container.
+    pub fn runs_on(&mut self, name: &str, scheme: &str) {
+        scheme.clone_into(&mut self.unit_mut(name).scheme);
     }
 
     fn unit_mut(&mut self, name: &str) -> &mut UnitState {
@@ -428,6 +435,12 @@ fn recover_unit(status: core::ContainerStatus, now: Timestamp) -> UnitState {
     let mut unit = UnitState {
         attempt,
         image_id: status.image_id,
+        scheme: status
+            .container_id
+            .iter()
+            .filter_map(|id| id.split_once("://"))
+            .map(|(s, _)| s.to_owned())
+            .collect(),
         last: last.map(|t| recover_exit(t, attempt.saturating_sub(1), now)),
         ..UnitState::default()
     };
