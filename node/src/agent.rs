@@ -11,6 +11,7 @@ use crate::{
     context::Context,
     events::Recorder,
     host,
+    host_ports::{HostPort, host_ports},
     images::PolicyImages,
     index::Index,
     machine::Host,
@@ -85,6 +86,11 @@ impl Node {
     /// HTTP services of the containers that run here, by address.
     pub fn services(&self) -> Arc<LocalServices> {
         Arc::clone(&self.context.services)
+    }
+
+    /// Ports of this node that its pods ask for, now; see `hostPort`.
+    pub fn host_ports(&self) -> Vec<HostPort> {
+        self.context.index.pods().iter().flat_map(|pod| host_ports(pod)).collect()
     }
 
     /// Ends the node's own tasks. Containers are left to their runtimes, and pods to their statuses.

@@ -12,6 +12,7 @@ mod env;
 mod events;
 mod fields;
 mod host;
+mod host_ports;
 mod images;
 mod index;
 mod kind;
@@ -29,6 +30,7 @@ mod worker;
 mod writer;
 
 pub use agent::Node;
+pub use host_ports::HostPort;
 pub use images::{Identity, LocalRegistry, Registries};
 pub use ketch_gateway as gateway;
 pub use ketch_net::{

@@ -263,8 +263,9 @@ impl Worker {
             }
             Step::Probe(name, kind) => {
                 let unit = self.desired.unit(&name)?.clone();
-                let target =
-                    actions::ProbeTarget { unit, attempt: state(&name).attempt, ip: self.observed.ip? };
+                let runtime = self.runtimes.get(&name).copied().unwrap_or(WASM);
+                let (attempt, ip) = (state(&name).attempt, self.observed.ip?);
+                let target = actions::ProbeTarget { unit, runtime, attempt, ip };
                 Some(Box::pin(actions::probe(context, pod, target, kind)))
             }
             Step::Fail(reason, message) => {

@@ -111,7 +111,7 @@ async fn create(
     let failed = |message: String| Failure { reason: "FailedCreatePodSandBox", message };
     let runtime = context.containers().and_then(|index| context.runtime(index));
     let runtime = runtime.ok_or_else(|| failed(context.no_containers()))?;
-    let made = runtime.create_pod(sandbox::sandbox(context, pod, ip, None)).await;
+    let made = runtime.create_pod(sandbox::sandbox(context, pod, ip, Some(Kind::Sandboxed), None)).await;
     let made = made.map_err(|error| failed(format!("Failed to create pod sandbox: {error}")))?;
     placement.set_namespace(made.network_namespace);
     Ok(())

@@ -11,8 +11,8 @@ use ketch_api::{
 };
 use ketch_runtime::{Dns, Namespaces, PodId, PodSandbox};
 
-use super::{start::annotation, uid};
-use crate::context::Context;
+use super::{spec::annotation, uid};
+use crate::{context::Context, kind::Kind};
 
 /// Longest host name of Linux.
 const LONGEST_HOSTNAME: usize = 63;
@@ -20,11 +20,13 @@ const LONGEST_HOSTNAME: usize = 63;
 const MAX_SEARCHES: usize = 32;
 const MAX_SERVERS: usize = 3;
 
-/// The pod as runtimes see it. `namespace`: the network namespace that another runtime made for it.
+/// The pod as runtimes see it. `namespace`: the network namespace that another runtime made for it. Names are
+/// resolved in process for pods that are Wasm only: no file is read for them.
 pub(super) fn sandbox(
     context: &Context,
     pod: &core::Pod,
     ip: IpAddr,
+    kind: Option<Kind>,
     namespace: Option<PathBuf>,
 ) -> PodSandbox {
     let outbound = annotation(pod, names::OUTBOUND_ANNOTATION).unwrap_or_default();
@@ -36,7 +38,9 @@ pub(super) fn sandbox(
         outbound: patterns.map(str::to_owned).collect(),
         network_namespace: namespace,
         hostname: hostname(pod),
-        dns: spec.and_then(|spec| dns(pod, spec, context.dns.as_deref(), &host_resolver())),
+        dns: spec
+            .filter(|_| kind == Some(Kind::Sandboxed))
+            .and_then(|spec| dns(pod, spec, context.dns.as_deref(), &host_resolver())),
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         namespaces: Namespaces {
             host_network: on_host_network(pod),

@@ -70,6 +70,8 @@ pub enum Outcome {
     State(String, u32, ContainerState),
     /// Of [`Step::Probe`]: name, attempt, which, passed.
     Probed(String, u32, ProbeKind, bool),
+    /// The pod uses more than it may: the message.
+    Evicted(String),
     /// Of [`Step::Cleanup`].
     Cleaned(Result<(), Failure>),
     /// Of [`Step::Delete`].
@@ -331,6 +333,10 @@ impl Observed {
                     unit.probe_mut(kind).finish(spec, passed);
                 }
             }
+            Outcome::Evicted(message) if self.failed.is_none() => {
+                self.failed = Some(("Evicted".to_owned(), message));
+            }
+            Outcome::Evicted(_) => {}
             Outcome::Cleaned(result) => self.cleaned = settled(result, now),
             Outcome::Deleted(result) => self.deleted = settled(result, now),
         }

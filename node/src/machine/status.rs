@@ -380,7 +380,7 @@ fn go_duration(duration: Duration) -> String {
 
 /// Guaranteed when every container limits CPU and memory and requests just that, BestEffort when none names
 /// either, else Burstable.
-pub(super) fn qos_class(pod: &core::Pod) -> &'static str {
+pub fn qos_class(pod: &core::Pod) -> &'static str {
     let spec = pod.spec.clone().unwrap_or_default();
     let mut any = false;
     let mut all = true;

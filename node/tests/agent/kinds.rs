@@ -129,6 +129,8 @@ async fn a_restarted_agent_finds_kinds_and_containers_again() {
     let wasm = Fake::new();
     let mut oci = oci;
     oci.order = Arc::clone(&wasm.order);
+    // And their runtime takes a moment to answer.
+    oci.state.lock().unwrap().unlisted = 2;
     let setup = both(setup.api, wasm, &oci, setup.dir);
     let restarted = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod);
     let after = setup.wait("mix", "its Wasm container runs again", restarted).await;
@@ -211,5 +213,49 @@ async fn a_pod_on_the_hosts_network_has_its_address() {
     setup.api.put(&path("web"), pod("web", "web", json!({})));
     let seen = setup.wait("web", "ready", is_ready).await;
     assert_eq!(seen["status"]["podIP"], "127.42.0.2", "none of the pods' addresses was taken");
+    setup.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn exec_probes_and_hooks_run_in_containers() {
+    let (setup, oci) = start_both();
+    oci.state.lock().unwrap().exec = Some((1, "no database yet"));
+    let probe = json!({"containers": [{"name": "main", "image": "oci",
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/drain", "now"]}}},
+        "readinessProbe": {"exec": {"command": ["/bin/check"]}, "periodSeconds": 1, "failureThreshold": 1}}]});
+    setup.api.put(&path("db"), pod("db", "oci", probe));
+    assert_eq!(setup.api.wait_event("db", "Unhealthy").await, "Readiness probe failed: no database yet");
+    oci.state.lock().unwrap().exec = Some((0, ""));
+    setup.wait("db", "ready", is_ready).await;
+    setup.api.delete(&path("db"), 5);
+    setup.api.wait(&path("db"), "deleted", |pod| pod.is_none()).await;
+    let commands = oci.state.lock().unwrap().commands.clone();
+    assert_eq!(commands.first().unwrap(), "uid-db.main.0 /bin/check");
+    assert!(commands.contains(&"uid-db.main.0 /bin/drain now".to_owned()), "{commands:?}");
+    setup.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn exec_in_wasm_containers_is_skipped_with_a_word() {
+    let setup = start();
+    let hook = json!({"containers": [{"name": "main", "image": "web",
+        "lifecycle": {"postStart": {"exec": {"command": ["/bin/warm"]}}},
+        "livenessProbe": {"exec": {"command": ["/bin/check"]}}}]});
+    setup.api.put(&path("web"), pod("web", "web", hook));
+    setup.wait("web", "ready", is_ready).await;
+    let text = setup.api.wait_event("web", "Unsupported").await;
+    assert!(text.contains("not supported in Wasm containers"), "{text}");
+    setup.node.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_failing_post_start_program_fails_the_start() {
+    let (setup, oci) = start_both();
+    oci.state.lock().unwrap().exec = Some((3, "cold"));
+    let hook = json!({"containers": [{"name": "main", "image": "oci",
+        "lifecycle": {"postStart": {"exec": {"command": ["/bin/warm"]}}}}]});
+    setup.api.put(&path("db"), pod("db", "oci", hook));
+    let text = setup.api.wait_event("db", "FailedPostStartHook").await;
+    assert_eq!(text, "PostStartHook failed: exec [\"/bin/warm\"]: cold");
     setup.node.shutdown().await;
 }

@@ -12,7 +12,8 @@ use http_body_util::{BodyExt, Full};
 use jiff::Timestamp;
 use ketch_runtime::{
     Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
-    HttpError, HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Usage,
+    HttpError, HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Session, Streams,
+    Usage,
 };
 use tokio::sync::watch;
 
@@ -29,6 +30,11 @@ pub struct State {
     /// Status code every HTTP service answers.
     pub http: u16,
     pub calls: Vec<String>,
+    /// Programs run in containers, and the code and output of the next ones.
+    pub commands: Vec<String>,
+    pub exec: Option<(i32, &'static str)>,
+    /// Looks that fail before one succeeds.
+    pub unlisted: u32,
 }
 
 /// Images: `web` runs and serves HTTP; `job` exits 0 at once; `crash` exits 1 at once; `run` runs without HTTP.
@@ -166,7 +172,12 @@ impl Runtime for Fake {
     }
 
     async fn list(&self) -> Result<Vec<ContainerStatus>, Error> {
-        Ok(self.state.lock().unwrap().containers.values().cloned().collect())
+        let mut state = self.state.lock().unwrap();
+        if state.unlisted > 0 {
+            state.unlisted -= 1;
+            return Err(Error::Internal("not up yet".into()));
+        }
+        Ok(state.containers.values().cloned().collect())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -175,6 +186,24 @@ impl Runtime for Fake {
 
     async fn usage(&self, _: &ContainerId) -> Result<Usage, Error> {
         Ok(Usage { cpu: Duration::from_millis(5), memory: 65_536, requests: 3, instances: 1 })
+    }
+
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        command: Vec<String>,
+        _: Streams,
+    ) -> Result<Session, Error> {
+        let mut state = self.state.lock().unwrap();
+        let Some((code, output)) = state.exec else { return Err(Error::Unsupported("no exec".into())) };
+        state.commands.push(format!("{} {}", container.0, command.join(" ")));
+        Ok(Session {
+            stdin: None,
+            stdout: Some(Box::new(output.as_bytes())),
+            stderr: None,
+            resize: None,
+            exit: Box::pin(async move { Ok(code) }),
+        })
     }
 
     fn http(&self, container: &ContainerId) -> Option<Arc<dyn HttpService>> {
