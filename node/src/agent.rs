@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use ketch_net::PodRanges;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     context::Context,
     events::Recorder,
     host,
+    host_ports::{HostPort, host_ports},
     images::PolicyImages,
     index::Index,
     machine::Host,
@@ -55,8 +57,10 @@ impl Node {
             index: Index::default(),
             host: Host { ips: options.addresses.iter().map(ToString::to_string).collect() },
             images: PolicyImages::new(Arc::clone(&options.images), root.join("manifests")),
-            addresses: AddressBook::new(options.pod_cidr, root.join("addresses.json")),
+            addresses: AddressBook::new(PodRanges::of(options.pod_cidr), root.join("addresses.json")),
             runtimes: options.runtimes.clone(),
+            unavailable: options.unavailable.clone(),
+            dns: options.dns.clone(),
             services: Arc::new(LocalServices::default()),
             api: options.api.clone(),
             sources: Sources::new(options.client.clone()),
@@ -88,6 +92,11 @@ impl Node {
     pub fn namespaces(&self) -> ketch_dns::Namespaces {
         let context = Arc::clone(&self.context);
         Arc::new(move |address| context.index.namespace_at(address))
+    }
+
+    /// Ports of this node that its pods ask for, now; see `hostPort`.
+    pub fn host_ports(&self) -> Vec<HostPort> {
+        self.context.index.pods().iter().flat_map(|pod| host_ports(pod)).collect()
     }
 
     /// Ends the node's own tasks. Containers are left to their runtimes, and pods to their statuses.

@@ -10,12 +10,16 @@ use crate::{
     events::{Note, Recorder},
     images::PolicyImages,
     index::Index,
-    machine::{Failure, Host},
+    machine::{Failure, Host, WASM_SCHEME},
     network::ClusterNetwork,
-    options::{ApiAddress, RuntimeEntry},
+    options::{ApiAddress, RuntimeEntry, Unavailable},
     services::LocalServices,
     sources::Sources,
 };
+
+/// Places of the runtimes in the list: WebAssembly first.
+pub(crate) const WASM: usize = 0;
+const CONTAINERS: usize = 1;
 
 /// What all pod workers of a node share.
 pub(crate) struct Context {
@@ -26,6 +30,10 @@ pub(crate) struct Context {
     pub(crate) host: Host,
     pub(crate) root: PathBuf,
     pub(crate) runtimes: Vec<RuntimeEntry>,
+    /// Runtimes that are missing.
+    pub(crate) unavailable: Vec<Unavailable>,
+    /// Addresses of the cluster's DNS.
+    pub(crate) dns: Option<Vec<std::net::IpAddr>>,
     pub(crate) images: PolicyImages,
     pub(crate) addresses: AddressBook,
     pub(crate) events: Recorder,
@@ -44,6 +52,30 @@ impl Context {
         self.runtimes.get(index).map(|entry| &entry.runtime)
     }
 
+    /// Prefix of container ids in statuses: `wasm`, or the name in the runtime's version.
+    pub(crate) fn scheme(&self, index: usize) -> String {
+        if index == WASM {
+            return WASM_SCHEME.to_owned();
+        }
+        let version = self.runtime(index).map(|runtime| runtime.capabilities().version).unwrap_or_default();
+        version.split_once("://").map_or_else(|| "oci".to_owned(), |(name, _)| name.to_owned())
+    }
+
+    /// The runtime for containers, by its place in the list.
+    pub(crate) fn containers(&self) -> Option<usize> {
+        (self.runtimes.len() > 1).then_some(CONTAINERS)
+    }
+
+    /// Why a pod that needs containers cannot run here, and what to do.
+    pub(crate) fn no_containers(&self) -> String {
+        let texts: Vec<&str> = self.unavailable.iter().map(|one| one.text.as_str()).collect();
+        let fix = match texts.is_empty() {
+            true => "the node runs WebAssembly only; build the workload for wasm32-wasip2, or join a node with containerd".to_owned(),
+            false => texts.join("; "),
+        };
+        format!("containers are not available on this node: {fix}")
+    }
+
     /// The runtime that a pod's runtime class names; `None`: the image decides.
     pub(crate) fn forced_runtime(&self, pod: &core::Pod) -> Result<Option<usize>, Failure> {
         let Some(class) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
@@ -54,7 +86,11 @@ impl Context {
             return Ok(Some(index));
         }
         if class == names::WASM_RUNTIME_CLASS || names::WASM_RUNTIME_CLASS_ALIASES.contains(&class) {
-            return Ok(Some(0));
+            return Ok(Some(WASM));
+        }
+        if self.unavailable.iter().any(|one| one.handlers.iter().any(|handler| handler == class)) {
+            let message = format!("RuntimeClass {class:?}: {}", self.no_containers());
+            return Err(Failure { reason: "FailedCreatePodSandBox", message });
         }
         let known: Vec<&str> =
             self.runtimes.iter().flat_map(|entry| &entry.handlers).map(String::as_str).collect();

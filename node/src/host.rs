@@ -168,6 +168,21 @@ fn pressure(type_: &str, low: bool, bad: &str, good: &str, noun: &str) -> core::
     condition(type_, low, if low { bad } else { good }, &message)
 }
 
+/// Whether pods of both kinds can run, and what is limited about it. Informative: nothing schedules by it.
+pub(crate) fn runtimes(
+    missing: Option<&str>,
+    versions: &[String],
+    limitations: &[String],
+) -> core::NodeCondition {
+    let what: Vec<&str> = missing.into_iter().chain(limitations.iter().map(String::as_str)).collect();
+    let type_ = format!("{}/Containers", names::DOMAIN);
+    match missing {
+        Some(_) => condition(&type_, false, "RuntimeMissing", &what.join("; ")),
+        None if what.is_empty() => condition(&type_, true, "RuntimesReady", &versions.join(", ")),
+        None => condition(&type_, true, "RuntimesLimited", &what.join("; ")),
+    }
+}
+
 fn condition(type_: &str, holds: bool, reason: &str, message: &str) -> core::NodeCondition {
     core::NodeCondition {
         type_: type_.to_owned(),

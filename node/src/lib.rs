@@ -12,14 +12,17 @@ mod env;
 mod events;
 mod fields;
 mod host;
+mod host_ports;
 mod images;
 mod index;
 mod isolation;
+mod kind;
 mod logs;
 pub mod machine;
 pub mod membership;
 mod network;
 mod options;
+mod placement;
 mod pods;
 mod proxy;
 mod register;
@@ -30,15 +33,16 @@ mod worker;
 mod writer;
 
 pub use agent::Node;
+pub use host_ports::HostPort;
 pub use images::{Identity, LocalRegistry, Registries};
 pub use ketch_dns as dns;
 pub use ketch_gateway as gateway;
 pub use ketch_net::{
-    Cidr,
-    anyip::{AnyIpError, ensure as make_local},
+    Cidr, PodRanges,
+    anyip::{AnyIpError, ensure_address as make_address_local, ensure_wasm as make_local},
     nft::Facts as ProxyFacts,
 };
 pub use network::{ClusterNetwork, NetworkConfig};
-pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError};
+pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError, Unavailable};
 pub use proxy::ServiceProxy;
 pub use services::LocalServices;

@@ -43,12 +43,14 @@ pub(crate) const GATHER: Duration = Duration::from_millis(2);
 /// How long the kernel's socket tables are taken for current.
 const LISTENERS_FRESH: Duration = Duration::from_secs(1);
 
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// What the network is told about the cluster.
 #[derive(Clone, Debug, Default)]
 pub struct NetworkConfig {
     /// Ranges of pod addresses in the cluster.
     pub pod_cidrs: Vec<Cidr>,
-    /// Range of the pod addresses that are on this machine.
+    /// Ranges of the pod addresses that are local to this machine: those of its Wasm pods.
     pub local_pods: Vec<Cidr>,
     /// Ranges of Service addresses.
     pub service_cidrs: Vec<Cidr>,
@@ -201,7 +203,8 @@ impl ClusterNetwork {
         allowed.map_err(|reason| Error::Config(format!("{route}: {reason}")))?;
         let named = canonical(target.ip()) == route.ip()
             && patterns(pod).iter().any(|pattern| pattern.names(route.ip(), route.port(), names));
-        if named { Ok(route) } else { self.check_host(route, transport) }
+        let sandboxed = pod.network_namespace.is_some() && (route.ip() == pod.ip || route.ip().is_loopback());
+        if named || sandboxed { Ok(route) } else { self.check_host(route, transport) }
     }
 
     fn choose(
@@ -216,6 +219,11 @@ impl ClusterNetwork {
         let target = SocketAddr::new(address, target.port());
         let inside = self.policy.cluster.iter().any(|range| range.contains(address));
         let own = address == pod.ip || (!inside && (address.is_loopback() || address.is_unspecified()));
+        if own && pod.network_namespace.is_some() {
+            // The pod's own loopback, shared with its containers: nothing of the node is there.
+            let unspecified = address.is_unspecified();
+            return Ok(if unspecified { SocketAddr::new(LOCALHOST, target.port()) } else { target });
+        }
         if own {
             // A pod's loopback is the pod itself; the node's only when a pattern says so.
             let node = self.policy.check(&patterns, target, names).is_ok() && address != pod.ip;
@@ -247,6 +255,7 @@ impl Network for ClusterNetwork {
     async fn resolve(&self, pod: &PodSandbox, name: &str) -> Result<Vec<IpAddr>, Error> {
         let answer = names::resolve(&self.table.load(), &self.config.pod_cidrs, &pod.namespace, name);
         match answer {
+            Answer::Own if pod.network_namespace.is_some() => Ok(vec![LOCALHOST]),
             Answer::Own => {
                 let node = patterns(pod).iter().any(|pattern| *pattern == localhost(pattern));
                 Ok(vec![if node { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { pod.ip }])

@@ -16,6 +16,15 @@ pub struct RuntimeEntry {
     pub runtime: Arc<dyn Runtime>,
 }
 
+/// A runtime that this node could have and has not.
+#[derive(Clone, Debug)]
+pub struct Unavailable {
+    /// Values of `spec.runtimeClassName` that would force it.
+    pub handlers: Vec<String>,
+    /// What is missing and how to mend it.
+    pub text: String,
+}
+
 /// Where the Kubernetes API is reached from pods: `KUBERNETES_SERVICE_HOST` and `…_PORT`.
 #[derive(Clone, Debug)]
 pub struct ApiAddress {
@@ -34,14 +43,18 @@ pub struct NodeOptions {
     pub client: kube::Client,
     /// Everything the node writes is under `<data_dir>/node`.
     pub data_dir: PathBuf,
-    /// Runtimes; the first one runs WebAssembly.
+    /// Runtimes: the first one runs WebAssembly, the second one, when there is one, containers.
     pub runtimes: Vec<RuntimeEntry>,
+    /// Runtimes that are missing, for the messages of pods that need them.
+    pub unavailable: Vec<Unavailable>,
     /// Where images come from.
     pub images: Arc<dyn ImageSource>,
     /// The network that the runtimes dial through; Services for environments are looked up there.
     pub network: Option<Arc<ClusterNetwork>>,
-    /// Range of pod addresses on this node.
+    /// Range of pod addresses on this node; see [`PodRanges`](ketch_net::PodRanges) for its two halves.
     pub pod_cidr: Cidr,
+    /// Addresses of the cluster's DNS, for pods with containers; `None`: they have the host's.
+    pub dns: Option<Vec<IpAddr>>,
     /// Addresses of the node, first one first.
     pub addresses: Vec<IpAddr>,
     /// The API as pods see it.

@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt};
@@ -26,6 +27,10 @@ use crate::{
     context::Context,
     worker::{Seen, Target, Worker},
 };
+
+/// How long a runtime may take to be up at the start, and between looks until then.
+const FIRST_LOOK: Duration = Duration::from_secs(20);
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A worker's inputs.
 struct Handle {
@@ -71,35 +76,48 @@ impl Pods {
             tokio::select! {
                 () = stop.cancelled() => return,
                 event = events.try_next() => match event {
-                    Ok(Some(event)) => self.event(event, &mut listed).await,
+                    Ok(Some(event)) => self.event(event, &mut listed, &stop).await,
                     Ok(None) => return,
                     Err(error) => tracing::warn!(%error, "the watch of this node's pods was interrupted"),
                 },
-                Some(_) = changes.next() => self.look().await,
+                Some(_) = changes.next() => {
+                    self.look().await;
+                }
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
             }
         }
     }
 
-    async fn event(&mut self, event: watcher::Event<core::Pod>, listed: &mut Vec<core::Pod>) {
+    async fn event(
+        &mut self,
+        event: watcher::Event<core::Pod>,
+        listed: &mut Vec<core::Pod>,
+        stop: &CancellationToken,
+    ) {
         match event {
             watcher::Event::Apply(pod) => self.apply(pod),
             watcher::Event::Delete(pod) => self.gone(pod.metadata.uid.as_deref().unwrap_or_default()),
             watcher::Event::Init => listed.clear(),
             watcher::Event::InitApply(pod) => listed.push(pod),
-            watcher::Event::InitDone => self.replace(std::mem::take(listed)).await,
+            watcher::Event::InitDone => self.replace(std::mem::take(listed), stop).await,
         }
     }
 
     /// A complete list: what is not in it is gone.
-    async fn replace(&mut self, pods: Vec<core::Pod>) {
+    async fn replace(&mut self, pods: Vec<core::Pod>, stop: &CancellationToken) {
         let uid = |pod: &core::Pod| pod.metadata.uid.clone().unwrap_or_default();
         let present: HashSet<String> = pods.iter().map(uid).collect();
         if !self.complete {
-            let address = |pod: &core::Pod| pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok();
+            let on_host =
+                |pod: &core::Pod| pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+            let address = |pod: &core::Pod| match on_host(pod) {
+                // It has the node's address, which is nobody's.
+                true => None,
+                false => pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok(),
+            };
             let held = pods.iter().filter(|pod| !is_over(pod)).map(|pod| (uid(pod), address(pod)));
             self.context.addresses.recover(&held.collect::<Vec<_>>());
-            self.look().await;
+            self.first_look(stop).await;
             self.remove_orphans(&present).await;
             self.complete = true;
         }
@@ -159,13 +177,26 @@ impl Pods {
         }
     }
 
-    /// Passes on what changed in the runtimes.
-    async fn look(&mut self) {
+    /// Looks until every runtime has said what it runs: containers of one that is not up yet would be taken for
+    /// lost, and started again beside themselves.
+    async fn first_look(&mut self, stop: &CancellationToken) {
+        let begun = Instant::now();
+        while !self.look().await && begun.elapsed() < FIRST_LOOK {
+            if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Passes on what changed in the runtimes; whether all of them answered.
+    async fn look(&mut self) -> bool {
+        let mut complete = true;
         for (index, entry) in self.context.runtimes.iter().enumerate() {
             let statuses = match entry.runtime.list().await {
                 Ok(statuses) => statuses,
                 Err(error) => {
                     tracing::warn!(%error, "a runtime cannot list its containers");
+                    complete = false;
                     continue;
                 }
             };
@@ -186,6 +217,7 @@ impl Pods {
             }
         }
         self.context.index.retain(|id| self.known.contains_key(id));
+        complete
     }
 
     /// Ends what runs for pods that are gone, and removes their files.
@@ -206,8 +238,13 @@ impl Pods {
                 continue;
             };
             while let Ok(Some(entry)) = entries.next_entry().await {
-                if !is_present(&entry.file_name().to_string_lossy()) {
-                    let _ = tokio::fs::remove_dir_all(entry.path()).await;
+                if is_present(&entry.file_name().to_string_lossy()) {
+                    continue;
+                }
+                let path = entry.path();
+                let removed = tokio::task::spawn_blocking(move || crate::volumes::discard(&path)).await;
+                if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
+                    tracing::warn!(path = %entry.path().display(), %error, "files of a pod that no longer exists stay");
                 }
             }
         }

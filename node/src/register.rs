@@ -213,9 +213,13 @@ impl Registration {
     }
 
     fn status(&self) -> core::NodeStatus {
-        let runtime =
-            self.options.runtimes.first().map(|entry| entry.runtime.capabilities()).unwrap_or_default();
         let facts = host::Facts::read(&self.context.root);
+        let offered = || self.options.runtimes.iter().map(|entry| entry.runtime.capabilities());
+        let versions: Vec<String> = offered().map(|one| one.version).collect();
+        let limitations: Vec<String> = offered().flat_map(|one| one.limitations).collect();
+        let missing = self.context.containers().is_none().then(|| self.context.no_containers());
+        let mut conditions = facts.conditions();
+        conditions.push(host::runtimes(missing.as_deref(), &versions, &limitations));
         let mut images: Vec<(String, String)> = self.context.images.known();
         images.sort();
         images.truncate(IMAGES);
@@ -232,9 +236,9 @@ impl Registration {
             addresses: Some(addresses),
             allocatable: Some(facts.allocatable(self.options.max_pods)),
             capacity: Some(facts.capacity(self.options.max_pods)),
-            conditions: Some(facts.conditions()),
+            conditions: Some(conditions),
             images: Some(images.collect()),
-            node_info: Some(facts.node_info(runtime.version)),
+            node_info: Some(facts.node_info(versions.join(","))),
             runtime_handlers: Some(self.handlers()),
             ..core::NodeStatus::default()
         }

@@ -18,8 +18,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     actions::{self, Done},
-    context::{Context, Report},
+    context::{Context, Report, WASM},
     machine::{self, Desired, Observed, Outcome, Phase, Role, Step, next, render},
+    placement::Placement,
     writer::StatusWriter,
 };
 
@@ -63,6 +64,7 @@ pub(crate) struct Worker {
     hold_until: Instant,
     refresh_at: Option<Instant>,
     runtimes: HashMap<String, usize>,
+    placement: Arc<Placement>,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
 }
 
@@ -90,6 +92,7 @@ impl Worker {
             hold_until: Instant::now() + HOLD,
             refresh_at: None,
             runtimes: HashMap::new(),
+            placement: Arc::default(),
             running: FuturesUnordered::new(),
             desired: Desired::new(pod),
         }
@@ -147,8 +150,14 @@ impl Worker {
                 *message = text;
             }
         }
-        self.runtimes.insert(name.clone(), runtime);
+        self.runs_on(&name, runtime);
         self.observed.finish(&self.desired, Outcome::State(name, attempt, state), Timestamp::now());
+    }
+
+    /// Notes which runtime has a container.
+    fn runs_on(&mut self, name: &str, runtime: usize) {
+        self.runtimes.insert(name.to_owned(), runtime);
+        self.observed.runs_on(name, &self.context.scheme(runtime));
     }
 
     fn done(&mut self, done: Done) {
@@ -156,9 +165,12 @@ impl Worker {
             Done::Outcome(outcome) => self.observed.finish(&self.desired, outcome, Timestamp::now()),
             Done::Pulled { name, runtime, result } => {
                 if let Some(runtime) = runtime {
-                    self.runtimes.insert(name.clone(), runtime);
+                    self.runs_on(&name, runtime);
                 }
                 self.observed.finish(&self.desired, Outcome::Pulled(name, result), Timestamp::now());
+                if self.desired.units.iter().all(|unit| self.observed.unit(&unit.name).image.is_some()) {
+                    self.placement.forget();
+                }
             }
             Done::Wrote(result) => self.wrote(*result),
             Done::Refreshed => {}
@@ -208,11 +220,14 @@ impl Worker {
         match step {
             Step::Prepare => {
                 self.refresh_at = Some(Instant::now() + REFRESH);
-                Some(Box::pin(actions::prepare(context, pod)))
+                let runs_containers = self.runtimes.values().any(|runtime| *runtime != WASM);
+                let placement = Arc::clone(&self.placement);
+                Some(Box::pin(actions::prepare(context, pod, placement, runs_containers)))
             }
             Step::Pull(name) => {
                 let unit = self.desired.unit(&name)?.clone();
-                Some(Box::pin(actions::pull(context, pod, unit)))
+                let placement = Arc::clone(&self.placement);
+                Some(Box::pin(actions::pull(context, pod, unit, placement)))
             }
             Step::Start(name) => {
                 let (unit, state) = (self.desired.unit(&name)?.clone(), state(&name));
@@ -223,6 +238,7 @@ impl Worker {
                     attempt: state.attempt,
                     image: state.image?,
                     ip: self.observed.ip?,
+                    placement: Arc::clone(&self.placement),
                 };
                 Some(Box::pin(actions::start(context, pod, start)))
             }
@@ -247,8 +263,9 @@ impl Worker {
             }
             Step::Probe(name, kind) => {
                 let unit = self.desired.unit(&name)?.clone();
-                let target =
-                    actions::ProbeTarget { unit, attempt: state(&name).attempt, ip: self.observed.ip? };
+                let runtime = self.runtimes.get(&name).copied().unwrap_or(WASM);
+                let (attempt, ip) = (state(&name).attempt, self.observed.ip?);
+                let target = actions::ProbeTarget { unit, runtime, attempt, ip };
                 Some(Box::pin(actions::probe(context, pod, target, kind)))
             }
             Step::Fail(reason, message) => {

@@ -23,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("server/controllers", &["api", "client"]),
     ("server", &["api", "client", "store", "apiserver", "registry", "scheduler", "controllers"]),
     ("node/runtime", &["api"]),
-    ("node/runtime-wasm", &["api", "runtime"]),
+    ("node/runtime-wasm", &["api", "net", "runtime"]),
     ("node/net", &["api"]),
     ("node/dns", &["api", "net"]),
     ("node/gateway", &["api", "runtime"]),

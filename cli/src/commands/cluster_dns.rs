@@ -11,8 +11,8 @@ use ketch_api::{
     names::{ADMIN_GROUP, DNS_SERVICE, SYSTEM_NAMESPACE},
 };
 use ketch_node::{
-    Cidr, ClusterNetwork, Node,
-    dns::{Dns, DnsOptions, system_upstreams},
+    ClusterNetwork,
+    dns::{Dns, DnsOptions, Namespaces, system_upstreams},
 };
 use ketch_server::{Server, User};
 use kube::{
@@ -38,11 +38,11 @@ impl ClusterDns {
     pub(crate) async fn start(
         membership: &Membership,
         network: &Arc<ClusterNetwork>,
-        node: &Node,
+        namespaces: Namespaces,
     ) -> Result<Self> {
         let mut refused = None;
         for address in candidates(membership) {
-            match bind(address, membership, network, node).await {
+            match bind(address, membership, network, &namespaces).await {
                 Ok(dns) => {
                     let dns = Self { dns };
                     if let (Some(error), Some(address)) = (&refused, dns.address()) {
@@ -61,6 +61,12 @@ impl ClusterDns {
     /// Where it answers.
     pub(crate) fn address(&self) -> Option<SocketAddr> {
         self.dns.addresses().first().copied()
+    }
+
+    /// What a pod's resolver is told; it knows no other port than DNS's own.
+    pub(crate) fn for_pods(&self) -> Option<IpAddr> {
+        let address = self.address().filter(|address| address.port() == PORT && !address.ip().is_loopback());
+        address.map(|address| address.ip())
     }
 
     /// Makes this server the endpoint of the `kube-dns` Service. A loopback address cannot be one: then
@@ -105,17 +111,17 @@ async fn bind(
     address: SocketAddr,
     membership: &Membership,
     network: &Arc<ClusterNetwork>,
-    node: &Node,
+    namespaces: &Namespaces,
 ) -> Result<Dns> {
     if membership.services.contains(address.ip()) {
-        ketch_node::make_local(Cidr::host(address.ip())).await?;
+        ketch_node::make_address_local(address.ip()).await?;
     }
     let source = Arc::clone(network);
     let options = DnsOptions {
         bind: vec![address],
         source: Arc::new(move || source.table()),
         upstreams: system_upstreams(),
-        namespaces: node.namespaces(),
+        namespaces: Arc::clone(namespaces),
         pod_cidrs: vec![membership.pods],
         service_cidrs: vec![membership.services],
     };

@@ -3,15 +3,16 @@
 use std::{
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use ketch_api::names::{FORWARDS_LABEL, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
 use ketch_node::{
-    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, Registries,
+    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, PodRanges, Registries,
     RuntimeEntry,
+    dns::Namespaces,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
@@ -84,12 +85,13 @@ impl Machine {
     /// Starts everything. The node registers by itself; the API may be away.
     pub(crate) async fn start(membership: Membership, front: FrontDoor) -> Result<Self> {
         let range = membership.range.cidr;
-        ketch_node::make_local(range).await.context("prepare pod addresses")?;
+        let halves = PodRanges::of(range);
+        ketch_node::make_local(halves).await.context("prepare pod addresses")?;
         let network = ClusterNetwork::start(
             membership.wide.clone(),
             NetworkConfig {
                 pod_cidrs: vec![membership.pods],
-                local_pods: vec![range],
+                local_pods: vec![halves.wasm],
                 service_cidrs: vec![membership.services],
                 node_addresses: vec![membership.address],
                 control_plane: membership.control_plane.clone(),
@@ -100,8 +102,11 @@ impl Machine {
         let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
         let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
         let proxy = LocalProxy::start(&membership, &network).await;
-        let node = start_node(&membership, &network, &wasm, proxy.is_some())?;
-        let dns = ClusterDns::start(&membership, &network, &node).await?;
+        // The node tells its pods where DNS is, and DNS asks the node whose an address is.
+        let pods = Arc::new(OnceLock::<Namespaces>::new());
+        let dns = ClusterDns::start(&membership, &network, later(&pods)).await?;
+        let node = start_node(&membership, &network, &wasm, &dns, proxy.is_some())?;
+        let _ = pods.set(node.namespaces());
         let gateway = start_gateway(membership.wide, &node, front)?;
         Ok(Self { node, gateway, wasm, range, dns, proxy, network, _claim: membership.range })
     }
@@ -123,6 +128,7 @@ fn start_node(
     membership: &Membership,
     network: &Arc<ClusterNetwork>,
     wasm: &Arc<WasmRuntime>,
+    dns: &ClusterDns,
     forwards: bool,
 ) -> Result<Node> {
     let range = membership.range.cidr;
@@ -137,6 +143,8 @@ fn start_node(
             handlers: handlers.map(str::to_owned).collect(),
             runtime: wasm.clone(),
         }],
+        unavailable: Vec::new(),
+        dns: dns.for_pods().map(|address| vec![address]),
         images: Arc::new(Registries::new(LocalRegistry::Client(membership.client.clone()))),
         network: Some(network.clone()),
         pod_cidr: range,
@@ -146,6 +154,12 @@ fn start_node(
         labels: forwards.then(|| (FORWARDS_LABEL.to_owned(), "true".to_owned())).into_iter().collect(),
     })
     .context("start the node")
+}
+
+/// Answers once there is somebody to ask.
+fn later(pods: &Arc<OnceLock<Namespaces>>) -> Namespaces {
+    let pods = Arc::clone(pods);
+    Arc::new(move |address| pods.get().and_then(|namespaces| namespaces(address)))
 }
 
 fn start_gateway(client: kube::Client, node: &Node, front: FrontDoor) -> Result<Gateway> {

@@ -7,7 +7,7 @@ use rtnetlink::{
     packet_route::route::{RouteScope, RouteType},
 };
 
-use crate::cidr::Cidr;
+use crate::{cidr::Cidr, ipam::PodRanges};
 
 /// Why a range could not be made local.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,44 @@ pub async fn ensure(range: Cidr) -> Result<(), AnyIpError> {
     }
 }
 
+/// [`ensure`] for one address.
+///
+/// # Errors
+/// As [`ensure`].
+pub async fn ensure_address(address: std::net::IpAddr) -> Result<(), AnyIpError> {
+    ensure(Cidr::host(address)).await
+}
+
+/// [`ensure`] for the Wasm half of a node's pod range. A route over the whole range, which an earlier version
+/// made, is taken away: it would swallow what is meant for pods with a network namespace.
+///
+/// # Errors
+/// As [`ensure`].
+pub async fn ensure_wasm(ranges: PodRanges) -> Result<(), AnyIpError> {
+    ensure(ranges.wasm).await?;
+    if ranges.sandboxed.is_some() {
+        forget(Cidr::new(ranges.wasm.base(), ranges.wasm.prefix() - 1)).await;
+    }
+    Ok(())
+}
+
+/// Removes the local route of exactly `range`, if there is one.
+async fn forget(range: Cidr) {
+    let std::net::IpAddr::V4(base) = range.base() else { return };
+    let Ok((connection, handle, _)) = rtnetlink::new_connection() else { return };
+    let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+        .destination_prefix(base, range.prefix())
+        .table_id(LOCAL_TABLE)
+        .scope(RouteScope::Host)
+        .kind(RouteType::Local)
+        .build();
+    tokio::select! {
+        // Mostly there is none.
+        _ = handle.route().del(route).execute() => {}
+        () = connection => {}
+    }
+}
+
 /// The kernel's table of local addresses (`RT_TABLE_LOCAL`).
 const LOCAL_TABLE: u32 = 255;
 
@@ -69,6 +107,20 @@ mod tests {
     #[tokio::test]
     async fn loopback_ranges_need_nothing() {
         ensure("127.42.0.0/16".parse().unwrap()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_the_wasm_half_is_local_also_after_an_older_version() {
+        let range: Cidr = "10.197.77.0/24".parse().unwrap();
+        if ensure(range).await.is_err() {
+            println!("skipped: routes cannot be changed here");
+            return;
+        }
+        ensure_wasm(PodRanges::of(range)).await.unwrap();
+        std::net::TcpListener::bind("10.197.77.5:0").unwrap();
+        std::net::TcpListener::bind("10.197.77.200:0").expect_err("it is for a pod with a namespace");
+        forget(PodRanges::of(range).wasm).await;
+        std::net::TcpListener::bind("10.197.77.5:0").expect_err("the test has cleaned up");
     }
 
     #[tokio::test]

@@ -7,6 +7,37 @@ use crate::cidr::Cidr;
 /// Addresses at the start of a range that pods never get: the network's own and one for the node.
 const RESERVED: u128 = 2;
 
+/// Addresses a half must have at least to be worth making.
+const LEAST_HALF: u128 = 8;
+
+/// A node's pod addresses by what needs them.
+///
+/// Every address of `wasm` is local to the machine ([`crate::anyip`]), which would swallow what is meant for a
+/// pod that has a network namespace of its own: those have their addresses from `sandboxed`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodRanges {
+    /// For pods that are Wasm only: the first half.
+    pub wasm: Cidr,
+    /// For pods with a network namespace: the second half. `None` where there can be none: loopback addresses,
+    /// or too few.
+    pub sandboxed: Option<Cidr>,
+}
+
+impl PodRanges {
+    /// Splits a node's range.
+    pub fn of(range: Cidr) -> Self {
+        let half = range.size() / 2;
+        if range.base().is_loopback() || half < LEAST_HALF {
+            return Self { wasm: range, sandboxed: None };
+        }
+        let prefix = range.prefix() + 1;
+        Self {
+            wasm: Cidr::new(range.base(), prefix),
+            sandboxed: range.nth(half).map(|base| Cidr::new(base, prefix)),
+        }
+    }
+}
+
 /// Every address is taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no free pod address in {range}: all {size} are in use; give the node a larger pod range")]
@@ -73,6 +104,11 @@ impl Allocator {
         }
     }
 
+    /// The address that `owner` has.
+    pub fn address(&self, owner: &str) -> Option<IpAddr> {
+        self.owners.get(owner).copied()
+    }
+
     /// The owner of `address`.
     pub fn owner(&self, address: IpAddr) -> Option<&str> {
         self.taken.get(&self.range.offset(address)?).map(String::as_str)
@@ -129,6 +165,21 @@ mod tests {
         assert_ne!(c, b);
         assert_eq!(ipam.owner(b), Some("b"));
         assert_eq!(ipam.owner(a), None);
+    }
+
+    #[test]
+    fn a_range_has_two_halves_unless_it_is_loopback_or_small() {
+        for (range, wasm, sandboxed) in [
+            ("10.42.32.0/19", "10.42.32.0/20", Some("10.42.48.0/20")),
+            ("10.42.0.0/28", "10.42.0.0/29", Some("10.42.0.8/29")),
+            ("10.42.0.0/29", "10.42.0.0/29", None),
+            ("127.42.0.0/16", "127.42.0.0/16", None),
+            ("fd00:42::/64", "fd00:42::/65", Some("fd00:42:0:0:8000::/65")),
+        ] {
+            let halves = PodRanges::of(range.parse().unwrap());
+            assert_eq!(halves.wasm.to_string(), wasm);
+            assert_eq!(halves.sandboxed.map(|half| half.to_string()).as_deref(), sandboxed);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Pod addresses, Services in process, names, and what a pod may reach.
 //!
-//! Everything but [`anyip`] and [`nft::apply`] is pure. The node agent composes these into the network that its runtimes dial
-//! through.
+//! Everything but [`anyip`], [`netns`] and [`nft::apply`] is pure. The node agent composes these into the network
+//! that its runtimes dial through.
 
 pub mod anyip;
 pub mod cidr;
@@ -10,12 +10,13 @@ pub mod ipam;
 pub mod isolation;
 pub mod listeners;
 pub mod names;
+pub mod netns;
 pub mod nft;
 pub mod policy;
 pub mod services;
 
 pub use cidr::Cidr;
-pub use ipam::Allocator;
+pub use ipam::{Allocator, PodRanges};
 pub use listeners::Listeners;
 pub use policy::{Pattern, Policy};
 pub use services::{Table, Transport};

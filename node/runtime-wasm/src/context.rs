@@ -1,7 +1,8 @@
 //! What one instance sees of the world: the data of its store, and the linker that gives it to imports.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
+use ketch_net::netns;
 use ketch_runtime::{Error, Mount, Network, PodSandbox, Port, log::Log, log::Stream};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -18,7 +19,7 @@ use crate::{
     engine::EngineHost,
     keyvalue::Buckets,
     limits::{Counters, HEADER_BYTES, HOSTCALL_BYTES, Limiter, RANDOM_BYTES, RESOURCES},
-    outbound::{Connections, Outbound},
+    outbound::{Connections, Outbound, from_pod},
     output::Output,
     sockets::{self, Policy},
 };
@@ -36,6 +37,25 @@ pub(crate) struct Pod {
     pub(crate) sockets: Arc<Semaphore>,
     /// What is done for its guests, such as name lookups.
     pub(crate) tasks: TaskTracker,
+}
+
+impl Pod {
+    /// Makes a socket where the pod's sockets are: in its network namespace, when it has one.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub(crate) fn make<T: Send>(&self, socket: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+        match &self.sandbox.network_namespace {
+            Some(path) => netns::run(path, socket),
+            None => Ok(socket()),
+        }
+    }
+
+    /// Whether a connection to `target` is bound to the pod's address before it is made. In a namespace the
+    /// kernel chooses among the pod's addresses.
+    pub(crate) fn binds(&self, target: IpAddr) -> bool {
+        self.sandbox.network_namespace.is_none() && from_pod(self.sandbox.ip, target)
+    }
 }
 
 /// What the instances of one container share.

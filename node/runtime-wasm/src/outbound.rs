@@ -132,7 +132,7 @@ async fn targets(pod: &Pod, log: &Log, host: &str, port: u16) -> Result<Vec<Sock
 async fn connect(pod: &Pod, targets: Vec<SocketAddr>, tls: Option<String>) -> Result<(Sender, Key)> {
     let mut last = Error::ConnectionRefused;
     for target in targets {
-        match connect_from(pod.sandbox.ip, target).await {
+        match connect_from(pod, target).await {
             Ok(stream) => {
                 // Without it small requests only wait; failing to set it is no reason to fail.
                 _ = stream.set_nodelay(true);
@@ -167,10 +167,10 @@ where
     Ok(sender)
 }
 
-async fn connect_from(ip: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if from_pod(ip, target.ip()) {
-        socket.bind(SocketAddr::new(ip, 0))?;
+async fn connect_from(pod: &Pod, target: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = pod.make(|| if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() })??;
+    if pod.binds(target.ip()) {
+        socket.bind(SocketAddr::new(pod.sandbox.ip, 0))?;
     }
     socket.connect(target).await
 }

@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use ketch_api::wasm::World;
+use ketch_net::netns;
 use ketch_runtime::{
     Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
     HttpService, Image, ImageSource, Network, PodId, PodSandbox, Protocol, Runtime, Usage,
@@ -292,7 +293,11 @@ impl WasmRuntime {
         let tcp = spec.ports.iter().find(|port| port.protocol == Protocol::Tcp);
         let port = tcp.map_or(DEFAULT_PORT, |port| port.number);
         let address = SocketAddr::new(container.around.pod.sandbox.ip, port);
-        let listener = TcpListener::bind(address).await;
+        let listener = match &container.around.pod.sandbox.network_namespace {
+            // The other containers of the pod find it at localhost too.
+            Some(path) => netns::listen_everywhere(path, port),
+            None => TcpListener::bind(address).await,
+        };
         let listener =
             listener.map_err(|error| Error::Config(format!("cannot listen on {address}: {error}")))?;
         container.running();
@@ -419,7 +424,10 @@ impl Runtime for WasmRuntime {
                 tasks: self.tasks.clone(),
             })
         };
-        state.pods.entry(pod.id.clone()).or_insert_with(|| new(pod));
+        let moved = |known: &Arc<Pod>| known.sandbox.network_namespace != pod.network_namespace;
+        if state.pods.get(&pod.id).is_none_or(moved) {
+            state.pods.insert(pod.id.clone(), new(pod));
+        }
         Ok(CreatedPod::default())
     }
 

@@ -8,7 +8,9 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use ketch_api::k8s::{api::core::v1 as core, apimachinery::pkg::util::intstr::IntOrString};
 use ketch_runtime::Body;
+use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::tls;
 use crate::context::Context;
 
 /// Sends the request an action describes; the status code of the answer. Redirects are not followed. The
@@ -20,30 +22,34 @@ pub(super) async fn get(
     ip: IpAddr,
 ) -> Result<u16, String> {
     let port = port_number(container, &action.port)?;
-    if action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https")) {
-        return Err("scheme HTTPS is not supported; use HTTP or tcpSocket".to_owned());
-    }
+    let tls = action.scheme.as_deref().is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
     let host = action.host.as_deref().filter(|host| !host.is_empty());
     let authority = match host {
         Some(host) => format!("{host}:{port}"),
         None => SocketAddr::new(ip, port).to_string(),
     };
-    let request = request(action, &authority)?;
+    let scheme = if tls { "https" } else { "http" };
+    let request = request(action, scheme, &authority)?;
     let address = SocketAddr::new(ip, port);
     let own = host.is_none_or(|host| host.parse() == Ok(ip));
-    if own && let Some(service) = context.services.by_address(address) {
+    if own
+        && !tls
+        && let Some(service) = context.services.by_address(address)
+    {
         let response =
             service.call(request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))?;
         return Ok(response.status().as_u16());
     }
-    over_socket(&authority, request).await.map_err(|error| format!("Get \"http://{authority}\": {error}"))
+    let host = host.map_or_else(|| ip.to_string(), str::to_owned);
+    let answered = over_socket(&host, port, tls, request).await;
+    answered.map_err(|error| format!("Get \"{scheme}://{authority}\": {error}"))
 }
 
-fn request(action: &core::HTTPGetAction, authority: &str) -> Result<Request<Body>, String> {
+fn request(action: &core::HTTPGetAction, scheme: &str, authority: &str) -> Result<Request<Body>, String> {
     let path = action.path.as_deref().unwrap_or("/");
     let slash = if path.starts_with('/') { "" } else { "/" };
     let mut request = Request::builder()
-        .uri(format!("http://{authority}{slash}{path}"))
+        .uri(format!("{scheme}://{authority}{slash}{path}"))
         .header(header::USER_AGENT, "kube-probe/1.35")
         .header(header::ACCEPT, "*/*");
     let headers = action.http_headers.as_deref().unwrap_or_default();
@@ -57,13 +63,23 @@ fn request(action: &core::HTTPGetAction, authority: &str) -> Result<Request<Body
     request.body(body).map_err(|error| error.to_string())
 }
 
-async fn over_socket(
-    authority: &str,
-    mut request: Request<Body>,
-) -> Result<u16, Box<dyn std::error::Error + Send + Sync>> {
+type Problem = Box<dyn std::error::Error + Send + Sync>;
+
+async fn over_socket(host: &str, port: u16, tls: bool, mut request: Request<Body>) -> Result<u16, Problem> {
     let path = request.uri().path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
     *request.uri_mut() = path.parse()?;
-    let stream = tokio::net::TcpStream::connect(authority).await?;
+    let stream = tokio::net::TcpStream::connect((host, port)).await?;
+    if tls {
+        exchange(tls::connect(stream, host).await?, request).await
+    } else {
+        exchange(stream, request).await
+    }
+}
+
+async fn exchange<S>(stream: S, request: Request<Body>) -> Result<u16, Problem>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // The connection is driven here, and ends here.
     tokio::pin!(connection);

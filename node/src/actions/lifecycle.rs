@@ -7,10 +7,15 @@ use std::{
 };
 
 use ketch_api::k8s::api::core::v1 as core;
+use ketch_runtime::ContainerId;
 
-use super::{Done, Start, http, instance, reference, title};
+use super::{
+    Done, Start,
+    exec::{self, Failed},
+    http, instance, reference, title,
+};
 use crate::{
-    context::{Context, Report},
+    context::{Context, Report, WASM},
     machine::{Failure, Outcome, Unit},
 };
 
@@ -34,9 +39,11 @@ pub(crate) async fn stop(context: Arc<Context>, pod: Arc<core::Pod>, stop: Stop)
     let hook = stop.unit.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
     if let (Some(hook), Some(ip)) = (hook, stop.ip)
         && !stop.grace.is_zero()
-        && is_supported(&context, &pod, &stop.unit, hook)
     {
-        let result = match tokio::time::timeout(stop.grace, run_hook(&context, &stop.unit, hook, ip)).await {
+        let id = instance(&pod, &stop.unit.name, stop.attempt);
+        let target = Target { runtime: stop.runtime.unwrap_or(WASM), id: &id, ip };
+        let run = run_hook(&context, &pod, &stop.unit, hook, &target);
+        let result = match tokio::time::timeout(stop.grace, run).await {
             Ok(result) => result,
             Err(_) => Err("it took longer than the grace period".to_owned()),
         };
@@ -76,27 +83,47 @@ pub(super) async fn post_start(context: &Context, pod: &core::Pod, start: &Start
     else {
         return Ok(());
     };
-    if !is_supported(context, pod, &start.unit, hook) {
-        return Ok(());
-    }
-    let Err(message) = run_hook(context, &start.unit, hook, start.ip).await else { return Ok(()) };
+    let id = instance(pod, &start.unit.name, start.attempt);
+    let target = Target { runtime: start.runtime, id: &id, ip: start.ip };
+    let Err(message) = run_hook(context, pod, &start.unit, hook, &target).await else { return Ok(()) };
     let text = format!("PostStartHook failed: {message}");
     context.event(pod, reference(&start.unit), Report::warning("FailedPostStartHook", text.clone()));
-    let id = instance(pod, &start.unit.name, start.attempt);
     if let Some(runtime) = context.runtime(start.runtime) {
         let _ = runtime.stop(&id, LEAST_GRACE).await;
     }
     Err(Failure { reason: "PostStartHookError", message: text })
 }
 
+/// The instance a hook is for.
+struct Target<'a> {
+    runtime: usize,
+    id: &'a ContainerId,
+    ip: IpAddr,
+}
+
+/// Runs a hook. Exec hooks of containers that run no further programs are skipped with an event, not failed: a
+/// workload that moves here keeps running.
 async fn run_hook(
     context: &Context,
+    pod: &core::Pod,
     unit: &Unit,
     hook: &core::LifecycleHandler,
-    ip: IpAddr,
+    target: &Target<'_>,
 ) -> Result<(), String> {
+    if let Some(exec) = &hook.exec {
+        let command = exec.command.as_deref().unwrap_or_default();
+        return match exec::run(context, target.runtime, target.id, command).await {
+            Err(Failed::Unsupported(why)) => {
+                let text = format!("exec hooks are {why} and are skipped; use httpGet or sleep");
+                context.event(pod, reference(unit), Report::warning("Unsupported", text));
+                Ok(())
+            }
+            Err(Failed::Command(text)) => Err(format!("exec {command:?}: {text}")),
+            Ok(()) => Ok(()),
+        };
+    }
     if let Some(get) = &hook.http_get {
-        let status = http::get(context, &unit.container, get, ip).await?;
+        let status = http::get(context, &unit.container, get, target.ip).await?;
         return if status < 400 {
             Ok(())
         } else {
@@ -105,16 +132,6 @@ async fn run_hook(
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
-        return Ok(());
     }
     Ok(())
-}
-
-/// Exec hooks are skipped with an event, not failed: a workload that moves here keeps running.
-fn is_supported(context: &Context, pod: &core::Pod, unit: &Unit, hook: &core::LifecycleHandler) -> bool {
-    if hook.exec.is_some() {
-        let text = "exec hooks are not supported in Wasm containers and are skipped; use httpGet or sleep";
-        context.event(pod, reference(unit), Report::warning("Unsupported", text));
-    }
-    hook.exec.is_none()
 }

@@ -1,13 +1,20 @@
 //! What a worker's steps do. Each is a future over owned values that ends in a [`Done`]; none touches the
 //! worker.
 
+mod exec;
+mod grpc;
+mod hosts;
 mod http;
 mod lifecycle;
+mod prepare;
 mod probe;
 mod pull;
+mod sandbox;
+mod spec;
 mod start;
+mod tls;
 
-use std::sync::Arc;
+use std::{io::Read, os::unix::fs::OpenOptionsExt, sync::Arc};
 
 use ketch_api::k8s::api::core::v1 as core;
 use ketch_runtime::{ContainerId, PodId};
@@ -19,6 +26,7 @@ use crate::{
 };
 
 pub(crate) use lifecycle::{Stop, stop};
+pub(crate) use prepare::prepare;
 pub(crate) use probe::{ProbeTarget, probe};
 pub(crate) use pull::pull;
 pub(crate) use start::{Start, start};
@@ -54,28 +62,18 @@ fn reference(unit: &Unit) -> Option<(&str, bool)> {
     Some((unit.name.as_str(), unit.role != Role::Main))
 }
 
-/// Gives the pod its address and its volumes.
-pub(crate) async fn prepare(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
-    let result = try_prepare(&context, &pod).await;
-    if let Err(failure) = &result {
-        context.event(&pod, None, Report::warning(failure.reason, failure.message.clone()));
-    }
-    Done::Outcome(Outcome::Prepared(result))
-}
-
-async fn try_prepare(context: &Context, pod: &core::Pod) -> Result<std::net::IpAddr, Failure> {
-    context.forced_runtime(pod)?;
-    let ip = context.addresses.allocate(uid(pod))?;
-    crate::volumes::prepare(context, pod, ip).await?;
-    Ok(ip)
-}
-
-/// Looks again at what the pod's volumes come from.
+/// Looks again at what the pod's volumes come from, and at how large they are.
 pub(crate) async fn refresh(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
     if let Err(failure) = crate::volumes::refresh(&context, &pod).await {
         tracing::debug!(pod = %title(&pod), message = failure.message, "volumes were not refreshed");
     }
-    Done::Refreshed
+    match crate::volumes::too_large(&context, &pod).await {
+        Some(message) => {
+            context.event(&pod, None, Report::warning("Evicted", message.clone()));
+            Done::Outcome(Outcome::Evicted(message))
+        }
+        None => Done::Refreshed,
+    }
 }
 
 /// Says that a container is in a restart loop.
@@ -161,12 +159,41 @@ pub(crate) fn termination_message(
     attempt: u32,
     code: i32,
 ) -> Option<String> {
-    const LONGEST: usize = 4096;
-    let file = start::message_file(context, uid(pod), unit)?;
-    let text = std::fs::read(file).unwrap_or_default();
+    let file = spec::message_file(context, uid(pod), unit)?;
+    let text = read_message(&file).unwrap_or_default();
     if !text.is_empty() {
-        return Some(String::from_utf8_lossy(text.get(..LONGEST).unwrap_or(&text)).into_owned());
+        return Some(String::from_utf8_lossy(&text).into_owned());
     }
     let fall_back = unit.container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
     (fall_back && code != 0).then(|| crate::logs::tail(&context.root, pod, &unit.name, attempt))
+}
+
+/// The start of a message file. What is there was made by the container: a link is not followed, what blocks is
+/// not waited for, and what is long is not read to its end.
+fn read_message(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    const LONGEST: u64 = 4096;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let mut text = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(LONGEST).read_to_end(&mut text)?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_a_short_plain_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("long"), vec![b'x'; 1 << 20]).unwrap();
+        assert_eq!(read_message(&at("long")).unwrap().len(), 4096);
+        std::os::unix::fs::symlink("long", at("link")).unwrap();
+        assert!(read_message(&at("link")).is_err(), "it would lead anywhere on the host");
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read_message(&at("pipe")).unwrap().is_empty());
+    }
 }

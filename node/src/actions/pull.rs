@@ -2,21 +2,29 @@
 
 use std::{sync::Arc, time::Instant};
 
-use ketch_api::{k8s::api::core::v1 as core, wasm};
-use ketch_runtime::{Error, Image, ImageSource};
+use ketch_api::{k8s::api::core::v1 as core, names::WASM_RUNTIME_CLASS};
+use ketch_runtime::{Error, Image};
 
 use super::{Done, reference};
 use crate::{
-    context::{Context, Report},
+    context::{Context, Report, WASM},
+    kind::{Content, Kind, content},
     machine::{Failure, Unit},
+    placement::Placement,
 };
 
 /// Makes a container's image present.
-pub(crate) async fn pull(context: Arc<Context>, pod: Arc<core::Pod>, unit: Unit) -> Done {
+pub(crate) async fn pull(
+    context: Arc<Context>,
+    pod: Arc<core::Pod>,
+    unit: Unit,
+    placement: Arc<Placement>,
+) -> Done {
     let name = unit.name.clone();
-    match try_pull(&context, &pod, &unit).await {
+    match try_pull(&context, &pod, &unit, &placement).await {
         Ok((runtime, image)) => Done::Pulled { name, runtime: Some(runtime), result: Ok(image) },
         Err(failure) => {
+            placement.forget();
             let image = unit.container.image.as_deref().unwrap_or_default();
             let text = format!("Failed to pull image \"{image}\": {}", failure.message);
             context.event(&pod, reference(&unit), Report::warning("Failed", text));
@@ -34,21 +42,38 @@ pub(crate) async fn pull(context: Arc<Context>, pod: Arc<core::Pod>, unit: Unit)
     }
 }
 
-async fn try_pull(context: &Context, pod: &core::Pod, unit: &Unit) -> Result<(usize, Image), Failure> {
+async fn try_pull(
+    context: &Context,
+    pod: &core::Pod,
+    unit: &Unit,
+    placement: &Placement,
+) -> Result<(usize, Image), Failure> {
     let image = unit.container.image.as_deref().unwrap_or_default();
     let policy = unit.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
     let begun = Instant::now();
     let source = context.images.with_policy(policy);
-    let present = source.is_present(image);
+    let present = placement.is_present(&source, image);
     if !present {
         context.event(pod, reference(unit), Report::normal("Pulling", format!("Pulling image \"{image}\"")));
     }
-    let runtime = match context.forced_runtime(pod)? {
-        Some(index) => index,
-        None => choose(context, &source.manifest(image).await.map_err(failure)?.bytes)?,
+    let forced = context.forced_runtime(pod)?;
+    let manifest = placement.manifest(&source, image).await;
+    let choice =
+        Choice { forced, class: class(pod), kind: placement.kind(), containers: context.containers() };
+    let runtime = match &manifest {
+        Ok(manifest) => choice.runtime(image, content(&manifest.bytes)).map_err(|message| Failure {
+            reason: "ErrImageNotRunnable",
+            message: message.unwrap_or_else(|| context.no_containers()),
+        })?,
+        // The runtime for containers may have it all the same, from elsewhere.
+        Err(error) => choice.elsewhere().ok_or_else(|| failure(error.clone()))?,
     };
     let Some(chosen) = context.runtime(runtime) else {
         return Err(Failure { reason: "ErrImagePull", message: "the node has no runtime".to_owned() });
+    };
+    let source = match manifest {
+        Ok(manifest) => source.knowing(image, manifest),
+        Err(_) => source,
     };
     let pulled = chosen.pull(image, Arc::new(source)).await.map_err(failure)?;
     let text = if present {
@@ -64,31 +89,56 @@ async fn try_pull(context: &Context, pod: &core::Pod, unit: &Unit) -> Result<(us
     Ok((runtime, pulled))
 }
 
-/// The runtime for an image: Wasm layers or config go to the first one, anything else to one for containers.
-fn choose(context: &Context, manifest: &[u8]) -> Result<usize, Failure> {
-    if is_wasm(manifest) {
-        return Ok(0);
-    }
-    if context.runtimes.len() > 1 {
-        return Ok(1);
-    }
-    let message = "containers are not available on this node: the image is an OCI container image and the node \
-                   runs WebAssembly only; build the workload for wasm32-wasip2, or join a node with containerd";
-    Err(Failure { reason: "ErrImageNotRunnable", message: message.to_owned() })
+fn class(pod: &core::Pod) -> &str {
+    pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default()
 }
 
-/// Whether a manifest's config or one of its layers is of a Wasm media type.
-fn is_wasm(manifest: &[u8]) -> bool {
-    let manifest: serde_json::Value = serde_json::from_slice(manifest).unwrap_or_default();
-    let layers = manifest.get("layers").and_then(|layers| layers.as_array()).cloned().unwrap_or_default();
-    let config = manifest.get("config").cloned().unwrap_or_default();
-    let types =
-        layers.into_iter().chain([config]).filter_map(|one| Some(one.get("mediaType")?.as_str()?.to_owned()));
-    types.into_iter().any(|one| {
-        one == wasm::LAYER_MEDIA_TYPE
-            || one == wasm::CONFIG_MEDIA_TYPE
-            || wasm::LEGACY_LAYER_MEDIA_TYPES.contains(&one.as_str())
-    })
+/// What decides which runtime an image is for.
+#[derive(Clone, Copy, Debug)]
+struct Choice<'a> {
+    /// The runtime that the pod's class names.
+    forced: Option<usize>,
+    /// That class.
+    class: &'a str,
+    /// The pod's kind, once it is decided.
+    kind: Option<Kind>,
+    /// The runtime for containers.
+    containers: Option<usize>,
+}
+
+impl Choice<'_> {
+    /// The runtime for an image. `Err`: why it cannot run; without a text when the node lacks the runtime.
+    fn runtime(&self, image: &str, content: Content) -> Result<usize, Option<String>> {
+        let class = self.class;
+        match (self.forced, content) {
+            (Some(WASM), Content::Container) => Err(Some(format!(
+                "{image} is a container image, but runtimeClassName {class:?} runs WebAssembly: take runtimeClassName \
+                 away, or build the workload for wasm32-wasip2"
+            ))),
+            (Some(runtime), Content::Wasm) if runtime != WASM => Err(Some(format!(
+                "{image} is a WebAssembly image, but runtimeClassName {class:?} runs containers: take \
+                 runtimeClassName away, or set it to {WASM_RUNTIME_CLASS}"
+            ))),
+            (Some(runtime), _) => Ok(runtime),
+            (None, Content::Container) => {
+                let runtime = self.containers.ok_or(None)?;
+                if self.kind == Some(Kind::Wasm) {
+                    return Err(Some(format!(
+                        "{image} is a container image now, and the pod was set up for WebAssembly: delete the pod, \
+                         so that it is made again with a network namespace"
+                    )));
+                }
+                Ok(runtime)
+            }
+            (None, _) => Ok(WASM),
+        }
+    }
+
+    /// The runtime that may have an image whose manifest could not be read.
+    fn elsewhere(&self) -> Option<usize> {
+        let sandboxed = self.kind != Some(Kind::Wasm);
+        self.containers.filter(|_| sandboxed && self.forced != Some(WASM))
+    }
 }
 
 /// How a runtime's error shows in a container's waiting state.
@@ -107,15 +157,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wasm_is_told_by_media_types() {
-        for (manifest, wasm) in [
-            (r#"{"layers":[{"mediaType":"application/wasm"}]}"#, true),
-            (r#"{"config":{"mediaType":"application/vnd.wasm.config.v0+json"},"layers":[]}"#, true),
-            (r#"{"layers":[{"mediaType":"application/vnd.wasm.content.layer.v1+wasm"}]}"#, true),
-            (r#"{"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip"}]}"#, false),
-            ("not json", false),
+    fn the_runtime_follows_class_and_image() {
+        let both = Choice { forced: None, class: "", kind: Some(Kind::Sandboxed), containers: Some(1) };
+        let wasm_only = Choice { containers: None, kind: Some(Kind::Wasm), ..both };
+        let wasm_class = Choice { forced: Some(0), class: "ketch-wasm", ..both };
+        let runc = Choice { forced: Some(1), class: "runc", ..both };
+        for (choice, content, expected) in [
+            (both, Content::Wasm, Ok(0)),
+            (both, Content::Container, Ok(1)),
+            (Choice { kind: None, ..both }, Content::Container, Ok(1)),
+            (Choice { kind: Some(Kind::Wasm), ..both }, Content::Container, Err("delete the pod")),
+            (wasm_only, Content::Wasm, Ok(0)),
+            (wasm_only, Content::Container, Err("")),
+            (wasm_class, Content::Wasm, Ok(0)),
+            (
+                wasm_class,
+                Content::Container,
+                Err("x is a container image, but runtimeClassName \"ketch-wasm\""),
+            ),
+            (runc, Content::Container, Ok(1)),
+            (runc, Content::Wasm, Err("x is a WebAssembly image, but runtimeClassName \"runc\"")),
         ] {
-            assert_eq!(is_wasm(manifest.as_bytes()), wasm, "{manifest}");
+            match (choice.runtime("x", content), expected) {
+                (Ok(runtime), Ok(wanted)) => assert_eq!(runtime, wanted, "{choice:?}"),
+                (Err(text), Err(part)) => assert!(text.unwrap_or_default().contains(part), "{choice:?}"),
+                (got, _) => panic!("{choice:?} {content:?}: {got:?}"),
+            }
         }
+        assert_eq!((both.elsewhere(), runc.elsewhere()), (Some(1), Some(1)));
+        assert_eq!((wasm_only.elsewhere(), wasm_class.elsewhere()), (None, None));
     }
 }

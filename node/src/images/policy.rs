@@ -17,7 +17,7 @@ pub(crate) struct PolicyImages {
     directory: PathBuf,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Policy {
     Always,
     IfNotPresent,
@@ -28,6 +28,8 @@ enum Policy {
 pub(crate) struct PolicySource {
     images: PolicyImages,
     policy: Policy,
+    /// A reference whose manifest was read already.
+    read: Option<(String, Manifest)>,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -50,7 +52,7 @@ impl PolicyImages {
             "Never" => Policy::Never,
             _ => Policy::IfNotPresent,
         };
-        PolicySource { images: self.clone(), policy }
+        PolicySource { images: self.clone(), policy, read: None }
     }
 
     /// References that were resolved, for the node's status.
@@ -85,6 +87,16 @@ impl PolicyImages {
 }
 
 impl PolicySource {
+    /// The policy's name.
+    pub(crate) fn policy(&self) -> String {
+        format!("{:?}", self.policy)
+    }
+
+    /// The same source, which does not ask for this manifest again.
+    pub(crate) fn knowing(self, reference: &str, manifest: Manifest) -> Self {
+        Self { read: Some((reference.to_owned(), manifest)), ..self }
+    }
+
     /// Whether no registry will be asked for the reference's manifest.
     pub(crate) fn is_present(&self, reference: &str) -> bool {
         self.policy != Policy::Always && self.images.file(reference).exists()
@@ -94,6 +106,11 @@ impl PolicySource {
 #[async_trait]
 impl ImageSource for PolicySource {
     async fn manifest(&self, reference: &str) -> Result<Manifest, Error> {
+        if let Some((known, manifest)) = &self.read
+            && known == reference
+        {
+            return Ok(manifest.clone());
+        }
         // A digest names the same bytes for ever.
         let fixed = reference.contains("@sha256:");
         if (self.policy != Policy::Always || fixed)

@@ -22,7 +22,8 @@ fn directory_name(pod: &core::Pod) -> String {
     format!("{}_{}_{}", text(&meta.namespace), text(&meta.name), text(&meta.uid))
 }
 
-fn pod_dir(root: &Path, pod: &core::Pod) -> PathBuf {
+/// Directory of a pod's logs.
+pub(crate) fn pod_dir(root: &Path, pod: &core::Pod) -> PathBuf {
     root.join("logs").join(directory_name(pod))
 }
 

@@ -70,6 +70,8 @@ pub enum Outcome {
     State(String, u32, ContainerState),
     /// Of [`Step::Probe`]: name, attempt, which, passed.
     Probed(String, u32, ProbeKind, bool),
+    /// The pod uses more than it may: the message.
+    Evicted(String),
     /// Of [`Step::Cleanup`].
     Cleaned(Result<(), Failure>),
     /// Of [`Step::Delete`].
@@ -168,6 +170,8 @@ pub struct UnitState {
     pub image_id: String,
     /// How the instance before ended.
     pub last: Option<Exit>,
+    /// Prefix of its instances' ids in the status, by what runs them; empty: not known yet.
+    pub scheme: String,
     /// Between restarts.
     pub crash: Backoff,
     /// Between pulls.
@@ -272,6 +276,11 @@ impl Observed {
         self.units.get(name).cloned().unwrap_or_default()
     }
 
+    /// Notes what runs a container.
+    pub fn runs_on(&mut self, name: &str, scheme: &str) {
+        scheme.clone_into(&mut self.unit_mut(name).scheme);
+    }
+
     fn unit_mut(&mut self, name: &str) -> &mut UnitState {
         self.units.entry(name.to_owned()).or_default()
     }
@@ -324,6 +333,10 @@ impl Observed {
                     unit.probe_mut(kind).finish(spec, passed);
                 }
             }
+            Outcome::Evicted(message) if self.failed.is_none() => {
+                self.failed = Some(("Evicted".to_owned(), message));
+            }
+            Outcome::Evicted(_) => {}
             Outcome::Cleaned(result) => self.cleaned = settled(result, now),
             Outcome::Deleted(result) => self.deleted = settled(result, now),
         }
@@ -428,6 +441,12 @@ fn recover_unit(status: core::ContainerStatus, now: Timestamp) -> UnitState {
     let mut unit = UnitState {
         attempt,
         image_id: status.image_id,
+        scheme: status
+            .container_id
+            .iter()
+            .filter_map(|id| id.split_once("://"))
+            .map(|(s, _)| s.to_owned())
+            .collect(),
         last: last.map(|t| recover_exit(t, attempt.saturating_sub(1), now)),
         ..UnitState::default()
     };

@@ -11,6 +11,9 @@ use super::{
     plan::initialized,
 };
 
+/// Prefix of the ids of Wasm containers.
+pub const WASM_SCHEME: &str = "wasm";
+
 /// What a status says about the node.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
@@ -134,7 +137,8 @@ fn container_status(
 ) -> core::ContainerStatus {
     let state = observed.unit(&unit.name);
     let uid = desired.pod.metadata.uid.as_deref().unwrap_or_default();
-    let id = |attempt: u32| format!("wasm://{}", container_id(uid, &unit.name, attempt));
+    let scheme = if state.scheme.is_empty() { WASM_SCHEME } else { &state.scheme };
+    let id = |attempt: u32| format!("{scheme}://{}", container_id(uid, &unit.name, attempt));
     let waiting = |reason: &str, message: Option<String>| core::ContainerState {
         waiting: Some(core::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..Default::default()
@@ -376,7 +380,7 @@ fn go_duration(duration: Duration) -> String {
 
 /// Guaranteed when every container limits CPU and memory and requests just that, BestEffort when none names
 /// either, else Burstable.
-pub(super) fn qos_class(pod: &core::Pod) -> &'static str {
+pub fn qos_class(pod: &core::Pod) -> &'static str {
     let spec = pod.spec.clone().unwrap_or_default();
     let mut any = false;
     let mut all = true;

@@ -1,16 +1,31 @@
 //! A pod's volumes: directories under `pods/<uid>/volumes/<name>`, and how containers mount them.
 
+mod host;
+mod mounts;
+mod owner;
 mod project;
 mod subpath;
+mod usage;
 mod write;
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{net::IpAddr, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use ketch_api::k8s::api::core::v1 as core;
-use ketch_runtime::Mount;
+use ketch_api::quantity::Quantity;
+use ketch_runtime::{Mount, Propagation};
 
-use crate::{context::Context, env, machine::Failure};
+use crate::{context::Context, env, kind::Kind, machine::Failure};
+pub(crate) use mounts::discard;
 use project::{Given, Projection, Source, files, projection};
+
+/// How a container sees volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum View {
+    /// As directories only.
+    Wasm,
+    /// As anything a file system has.
+    Native,
+}
 
 fn uid(pod: &core::Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
@@ -76,7 +91,15 @@ async fn project(
     }
     let files = files(projection, pod, &context.place(ip), &given)?;
     let directory = directory(context, pod, &volume.name);
-    write::write(&directory, &files).map(|_| ()).map_err(|error| format!("{}: {error}", directory.display()))
+    let written = write::write(&directory, &files, group(pod));
+    written.map(|_| ()).map_err(|error| format!("{}: {error}", directory.display()))
+}
+
+/// The group that owns the pod's volumes. Only root can give files away; without root there are only guests of
+/// this process, which have no groups.
+fn group(pod: &core::Pod) -> Option<u32> {
+    let group = pod.spec.as_ref()?.security_context.as_ref()?.fs_group?;
+    u32::try_from(group).ok().filter(|_| nix::unistd::Uid::effective().is_root())
 }
 
 fn directory(context: &Context, pod: &core::Pod, volume: &str) -> PathBuf {
@@ -85,33 +108,64 @@ fn directory(context: &Context, pod: &core::Pod, volume: &str) -> PathBuf {
 
 /// Makes a volume that does not come from API objects.
 fn make(context: &Context, pod: &core::Pod, volume: &core::Volume) -> Result<(), String> {
-    if volume.empty_dir.is_some() {
-        let directory = directory(context, pod, &volume.name);
-        return std::fs::create_dir_all(&directory)
-            .map_err(|error| format!("{}: {error}", directory.display()));
-    }
-    let Some(host) = &volume.host_path else {
-        return Err(
+    match (&volume.empty_dir, &volume.host_path) {
+        (Some(empty), _) => {
+            let directory = directory(context, pod, &volume.name);
+            let named = |error: std::io::Error| format!("{}: {error}", directory.display());
+            std::fs::create_dir_all(&directory).map_err(named)?;
+            match empty.medium.as_deref() {
+                None | Some("") => {}
+                Some("Memory") => {
+                    // An ordinary user cannot mount: the volume works, on disk.
+                    mounts::memory(&directory, size(empty)).map_err(named)?;
+                }
+                Some(other) => return Err(format!("emptyDir: medium {other} is not supported; use Memory")),
+            }
+            // Any user of any image may write.
+            let mode = directory.metadata().map_err(named)?.permissions().mode();
+            if mode & 0o777 != 0o777 {
+                let open = std::fs::Permissions::from_mode(0o777);
+                std::fs::set_permissions(&directory, open).map_err(named)?;
+            }
+            group(pod).map_or(Ok(()), |group| owner::give(&directory, group, false)).map_err(named)
+        }
+        (_, Some(path)) => host::prepare(path),
+        _ => Err(
             "volumes of this kind are not supported on this node; it offers emptyDir, configMap, secret, \
-                    projected, downwardAPI and hostPath"
+                  projected, downwardAPI and hostPath"
                 .to_owned(),
-        );
-    };
-    let path = std::path::Path::new(&host.path);
-    match host.type_.as_deref() {
-        Some("DirectoryOrCreate") => {
-            std::fs::create_dir_all(path).map_err(|error| format!("{}: {error}", host.path))
-        }
-        Some("Directory") | Some("") | None if path.is_dir() => Ok(()),
-        Some("Directory") => Err(format!("hostPath type check failed: {} is not a directory", host.path)),
-        Some("") | None => Err(format!("hostPath {} is not a directory on this node", host.path)),
-        Some(other) => {
-            Err(format!("hostPath type {other} cannot be shown to a Wasm container; use Directory"))
-        }
+        ),
     }
 }
 
-/// The container's mounts.
+/// `sizeLimit` in bytes; zero is none.
+fn size(empty: &core::EmptyDirVolumeSource) -> Option<u64> {
+    let quantity: Quantity = empty.size_limit.as_ref()?.0.parse().ok()?;
+    u64::try_from(quantity.value()).ok().filter(|size| *size > 0)
+}
+
+/// What to say of the first volume on disk that is larger than its `sizeLimit`. Those in memory cannot be.
+pub(crate) async fn too_large(context: &Context, pod: &core::Pod) -> Option<String> {
+    for volume in volumes(pod) {
+        let Some(empty) = volume.empty_dir.as_ref().filter(|empty| empty.medium.as_deref() != Some("Memory"))
+        else {
+            continue;
+        };
+        let (Some(limit), Some(text)) = (size(empty), &empty.size_limit) else { continue };
+        let directory = directory(context, pod, &volume.name);
+        let measured = tokio::task::spawn_blocking(move || usage::exceeds(&directory, limit)).await;
+        if measured.unwrap_or(false) {
+            return Some(format!(
+                "Usage of EmptyDir volume \"{}\" exceeds the limit \"{}\". ",
+                volume.name, text.0
+            ));
+        }
+    }
+    None
+}
+
+/// The container's mounts. In a pod with containers a `subPath` is pinned first: another container may change
+/// the volume meanwhile.
 ///
 /// # Errors
 /// When a mount names a volume there is not, or a path that leads out of it.
@@ -120,40 +174,65 @@ pub(crate) fn mounts(
     pod: &core::Pod,
     container: &core::Container,
     env: &[(String, String)],
+    view: View,
+    kind: Option<Kind>,
 ) -> Result<Vec<Mount>, Failure> {
     let config = |message: String| Failure { reason: "CreateContainerConfigError", message };
     let mut mounts: Vec<Mount> = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let Some(volume) = volumes(pod).iter().find(|volume| volume.name == mount.name) else {
             return Err(config(format!(
                 "volume \"{}\" of container {} not found",
                 mount.name, container.name
             )));
         };
-        let root = match &volume.host_path {
-            Some(host) => PathBuf::from(&host.path),
-            None => directory(context, pod, &volume.name),
+        let (root, sub) = (root(context, pod, volume), sub_path(mount, env));
+        if let (Some(path), None, View::Wasm) = (&volume.host_path, &sub, view) {
+            host::check_guest(path).map_err(config)?;
+        }
+        let files = context.pod_dir(uid(pod)).join("files").join(&container.name);
+        let places = subpath::Places {
+            staged: &files,
+            pinned: (kind == Some(Kind::Sandboxed)).then(|| files.join(format!("sub-{index}"))),
         };
-        let sub = match (&mount.sub_path, &mount.sub_path_expr) {
-            (Some(path), _) if !path.is_empty() => Some(path.clone()),
-            (_, Some(text)) if !text.is_empty() => Some(env::expand(text, env)),
-            _ => None,
-        };
-        let read_only = mount.read_only.unwrap_or(false) || projection(volume).is_some();
-        let staged = context.pod_dir(uid(pod)).join("files").join(&container.name);
-        let shown = subpath::show(&root, sub.as_deref(), &mount.mount_path, &staged).map_err(|error| {
-            config(format!("failed to prepare subPath for volumeMount \"{}\": {error}", mount.name))
-        })?;
+        let shown =
+            subpath::show(&root, sub.as_deref(), &mount.mount_path, &places, view).map_err(|error| {
+                config(format!("failed to prepare subPath for volumeMount \"{}\": {error}", mount.name))
+            })?;
         if !mounts.iter().any(|one| one.target == shown.target) {
+            let read_only = mount.read_only.unwrap_or(false) || projection(volume).is_some();
             mounts.push(Mount {
                 source: shown.source,
                 target: shown.target,
-                read_only: read_only || shown.is_file,
-                ..Mount::default()
+                read_only: read_only || shown.is_copy,
+                propagation: propagation(mount),
             });
         }
     }
     Ok(mounts)
+}
+
+fn root(context: &Context, pod: &core::Pod, volume: &core::Volume) -> PathBuf {
+    match &volume.host_path {
+        Some(host) => PathBuf::from(&host.path),
+        None => directory(context, pod, &volume.name),
+    }
+}
+
+fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<String> {
+    match (&mount.sub_path, &mount.sub_path_expr) {
+        (Some(path), _) if !path.is_empty() => Some(path.clone()),
+        (_, Some(text)) if !text.is_empty() => Some(env::expand(text, env)),
+        _ => None,
+    }
+}
+
+fn propagation(mount: &core::VolumeMount) -> Propagation {
+    match mount.mount_propagation.as_deref() {
+        Some("HostToContainer") => Propagation::HostToContainer,
+        Some("Bidirectional") => Propagation::Bidirectional,
+        _ => Propagation::Private,
+    }
 }
 
 /// Removes the pod's directory.
@@ -162,9 +241,9 @@ pub(crate) async fn remove(context: &Context, uid: &str) {
     if uid.is_empty() {
         return;
     }
-    if let Err(error) = tokio::fs::remove_dir_all(context.pod_dir(uid)).await
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
+    let directory = context.pod_dir(uid);
+    let removed = tokio::task::spawn_blocking(move || discard(&directory)).await;
+    if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
         tracing::warn!(uid, %error, "a pod's directory could not be removed");
     }
 }

@@ -15,8 +15,8 @@ use super::project::{File, Files};
 
 const LINK: &str = "..data";
 
-/// Brings the volume in `directory` up to date; whether anything changed.
-pub(super) fn write(directory: &Path, files: &Files) -> io::Result<bool> {
+/// Brings the volume in `directory` up to date, readable by `group`; whether anything changed.
+pub(super) fn write(directory: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> {
     std::fs::create_dir_all(directory)?;
     let current = std::fs::read_link(directory.join(LINK)).ok();
     if let Some(current) = &current
@@ -26,6 +26,9 @@ pub(super) fn write(directory: &Path, files: &Files) -> io::Result<bool> {
     }
     let name = fresh_name(directory);
     fill(&directory.join(&name), files)?;
+    if let Some(group) = group {
+        super::owner::give(&directory.join(&name), group, true)?;
+    }
     let temporary = directory.join("..data_tmp");
     let _ = std::fs::remove_file(&temporary);
     symlink(&name, &temporary)?;
@@ -99,12 +102,12 @@ mod tests {
     fn contents_are_swapped_as_one() {
         let dir = tempfile::tempdir().unwrap();
         let read = |path: &str| std::fs::read_to_string(dir.path().join(path)).ok();
-        assert!(write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")])).unwrap());
+        assert!(write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap());
         assert_eq!((read("a"), read("sub/b")), (Some("1".into()), Some("2".into())));
         let mode = std::fs::metadata(dir.path().join("a")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o640);
-        assert!(!write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")])).unwrap(), "nothing changed");
-        assert!(write(dir.path(), &files(&[("a", "3"), ("c", "4")])).unwrap());
+        assert!(!write(dir.path(), &files(&[("a", "1"), ("sub/b", "2")]), None).unwrap(), "nothing changed");
+        assert!(write(dir.path(), &files(&[("a", "3"), ("c", "4")]), None).unwrap());
         assert_eq!((read("a"), read("sub/b"), read("c")), (Some("3".into()), None, Some("4".into())));
         let generations = std::fs::read_dir(dir.path()).unwrap().flatten().filter(|e| {
             e.file_name().to_string_lossy().starts_with("..") && e.path().is_dir() && !e.path().is_symlink()

@@ -77,6 +77,41 @@ async fn localhost_is_the_pod_unless_the_node_is_named() {
 }
 
 #[tokio::test]
+async fn localhost_of_a_pod_with_a_namespace_is_in_it() {
+    let config = NetworkConfig {
+        pod_cidrs: vec!["10.42.0.0/16".parse().unwrap()],
+        local_pods: vec!["10.42.0.0/25".parse().unwrap()],
+        ..config()
+    };
+    let network = ClusterNetwork::fixed(ketch_net::Table::default(), config);
+    // A program of the host that listens everywhere is not in the way: it is not in the namespace.
+    let host = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = host.local_addr().unwrap().port();
+    let pod = PodSandbox {
+        ip: "10.42.0.130".parse().unwrap(),
+        network_namespace: Some("/var/run/netns/x".into()),
+        ..sandbox(&["localhost:*"])
+    };
+    for (name, own) in [
+        ("localhost", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("10.42.0.130", "10.42.0.130"),
+    ] {
+        let target = vec![std::net::SocketAddr::new(own.parse().unwrap(), port)];
+        assert_eq!(network.dial(&pod, name, port).await.unwrap(), target, "{name}");
+    }
+    assert_eq!(
+        network.resolve(&pod, "localhost").await.unwrap(),
+        ["127.0.0.1".parse::<std::net::IpAddr>().unwrap()]
+    );
+    let other = network.dial(&pod, "10.42.0.131", port).await;
+    assert!(other.is_ok(), "a container pod's address is not local: {other:?}");
+    let wasm = network.dial(&pod, "10.42.0.9", port).await.unwrap_err().to_string();
+    assert!(wasm.contains("a program of the node does"), "{wasm}");
+}
+
+#[tokio::test]
 async fn names_that_no_pattern_means_are_not_even_looked_up() {
     let network = ClusterNetwork::fixed(ketch_net::Table::default(), config());
     let error = network.resolve(&sandbox(&[]), "secret-data.evil.example").await.unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,7 +12,8 @@ use http_body_util::{BodyExt, Full};
 use jiff::Timestamp;
 use ketch_runtime::{
     Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
-    HttpError, HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Usage,
+    HttpError, HttpService, Image, ImageSource, Manifest, PodId, PodSandbox, Runtime, Session, Streams,
+    Usage,
 };
 use tokio::sync::watch;
 
@@ -22,9 +23,18 @@ pub struct State {
     pub specs: BTreeMap<String, ContainerSpec>,
     pub stopped: Vec<(String, Duration)>,
     pub pods: Vec<String>,
+    /// What pods were made with.
+    pub sandboxes: BTreeMap<String, PodSandbox>,
+    /// The network namespace this runtime gives its pods.
+    pub namespace: Option<PathBuf>,
     /// Status code every HTTP service answers.
     pub http: u16,
     pub calls: Vec<String>,
+    /// Programs run in containers, and the code and output of the next ones.
+    pub commands: Vec<String>,
+    pub exec: Option<(i32, &'static str)>,
+    /// Looks that fail before one succeeds.
+    pub unlisted: u32,
 }
 
 /// Images: `web` runs and serves HTTP; `job` exits 0 at once; `crash` exits 1 at once; `run` runs without HTTP.
@@ -32,12 +42,31 @@ pub struct State {
 pub struct Fake {
     pub state: Arc<Mutex<State>>,
     changes: watch::Sender<u64>,
+    name: &'static str,
+    /// Calls of all fakes of a node, in order.
+    pub order: Arc<Mutex<Vec<String>>>,
 }
 
 impl Fake {
     pub fn new() -> Self {
         let state = State { http: 200, ..State::default() };
-        Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0) }
+        let order = Arc::default();
+        Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0), name: "fake", order }
+    }
+
+    /// A runtime for containers beside this one: its pods have a namespace.
+    pub fn containers(&self) -> Self {
+        let fake = Self { name: "oci", order: Arc::clone(&self.order), ..Self::new() };
+        fake.state.lock().unwrap().namespace = Some("/var/run/netns/fake".into());
+        fake
+    }
+
+    pub fn order(&self) -> Vec<String> {
+        self.order.lock().unwrap().clone()
+    }
+
+    fn note(&self, what: &str, id: &str) {
+        self.order.lock().unwrap().push(format!("{} {what} {id}", self.name));
     }
 
     pub fn exit(&self, id: &str, code: i32) {
@@ -79,7 +108,7 @@ impl HttpService for Web {
 #[async_trait]
 impl Runtime for Fake {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { version: "fake://1".into(), limitations: Vec::new() }
+        Capabilities { version: format!("{}://1", self.name), limitations: Vec::new() }
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
@@ -88,11 +117,15 @@ impl Runtime for Fake {
     }
 
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
-        self.state.lock().unwrap().pods.push(pod.id.0);
-        Ok(CreatedPod::default())
+        self.note("create_pod", &pod.id.0);
+        let mut state = self.state.lock().unwrap();
+        state.pods.push(pod.id.0.clone());
+        state.sandboxes.insert(pod.id.0.clone(), pod);
+        Ok(CreatedPod { network_namespace: state.namespace.clone() })
     }
 
     async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {
+        self.note("start", &container.id.0);
         {
             let mut state = self.state.lock().unwrap();
             let mut status = ContainerStatus {
@@ -131,6 +164,7 @@ impl Runtime for Fake {
     }
 
     async fn remove_pod(&self, pod: &PodId) -> Result<(), Error> {
+        self.note("remove_pod", &pod.0);
         let mut state = self.state.lock().unwrap();
         state.containers.retain(|_, status| status.pod != *pod);
         state.pods.retain(|id| *id != pod.0);
@@ -138,7 +172,12 @@ impl Runtime for Fake {
     }
 
     async fn list(&self) -> Result<Vec<ContainerStatus>, Error> {
-        Ok(self.state.lock().unwrap().containers.values().cloned().collect())
+        let mut state = self.state.lock().unwrap();
+        if state.unlisted > 0 {
+            state.unlisted -= 1;
+            return Err(Error::Internal("not up yet".into()));
+        }
+        Ok(state.containers.values().cloned().collect())
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -149,6 +188,24 @@ impl Runtime for Fake {
         Ok(Usage { cpu: Duration::from_millis(5), memory: 65_536, requests: 3, instances: 1 })
     }
 
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        command: Vec<String>,
+        _: Streams,
+    ) -> Result<Session, Error> {
+        let mut state = self.state.lock().unwrap();
+        let Some((code, output)) = state.exec else { return Err(Error::Unsupported("no exec".into())) };
+        state.commands.push(format!("{} {}", container.0, command.join(" ")));
+        Ok(Session {
+            stdin: None,
+            stdout: Some(Box::new(output.as_bytes())),
+            stderr: None,
+            resize: None,
+            exit: Box::pin(async move { Ok(code) }),
+        })
+    }
+
     fn http(&self, container: &ContainerId) -> Option<Arc<dyn HttpService>> {
         let state = self.state.lock().unwrap();
         let serves = state.specs.get(&container.0).is_some_and(|spec| spec.image.id.starts_with("web"));
@@ -157,15 +214,24 @@ impl Runtime for Fake {
     }
 }
 
-/// Every image is a Wasm artifact, except `missing` (not found) and `oci` (a container).
-pub struct Images;
+/// Every image is a Wasm artifact, except `missing` (not found) and what begins with `oci` (a container).
+#[derive(Clone, Default)]
+pub struct Images {
+    /// References asked for.
+    pub asked: Arc<Mutex<Vec<String>>>,
+    /// Images that are found by now although they are called `missing`.
+    pub found: Arc<Mutex<bool>>,
+}
 
 #[async_trait]
 impl ImageSource for Images {
     async fn manifest(&self, reference: &str) -> Result<Manifest, Error> {
+        self.asked.lock().unwrap().push(reference.to_owned());
         let kind = match reference {
-            "missing" => return Err(Error::Pull("manifest unknown: missing".into())),
-            "oci" => "application/vnd.oci.image.layer.v1.tar+gzip",
+            "missing" if !*self.found.lock().unwrap() => {
+                return Err(Error::Pull("manifest unknown: missing".into()));
+            }
+            _ if reference.starts_with("oci") => "application/vnd.oci.image.layer.v1.tar+gzip",
             _ => "application/wasm",
         };
         let bytes = format!(r#"{{"layers":[{{"mediaType":"{kind}"}}]}}"#).into();

@@ -14,25 +14,40 @@ pub struct Setup {
     pub api: Api,
     pub fake: Fake,
     pub node: Node,
+    pub images: Images,
     pub dir: tempfile::TempDir,
 }
 
 pub fn start_with(api: Api, fake: Fake, dir: tempfile::TempDir) -> Setup {
-    let node = Node::start(NodeOptions {
+    start_node(api, fake, dir, |_| {})
+}
+
+/// A node whose options are changed before it starts.
+pub fn start_node(
+    api: Api,
+    fake: Fake,
+    dir: tempfile::TempDir,
+    change: impl FnOnce(&mut NodeOptions),
+) -> Setup {
+    let images = Images::default();
+    let mut options = NodeOptions {
         name: "n1".into(),
         client: api.client(),
         data_dir: dir.path().into(),
         runtimes: vec![RuntimeEntry { handlers: vec!["ketch-wasm".into()], runtime: Arc::new(fake.clone()) }],
-        images: Arc::new(Images),
+        unavailable: Vec::new(),
+        dns: None,
+        images: Arc::new(images.clone()),
         network: None,
         pod_cidr: "127.42.0.0/16".parse().unwrap(),
         addresses: vec!["192.0.2.1".parse().unwrap()],
         api: ApiAddress { host: "127.43.0.1".into(), port: 443 },
         max_pods: 110,
         labels: Vec::new(),
-    })
-    .unwrap();
-    Setup { api, fake, node, dir }
+    };
+    change(&mut options);
+    let node = Node::start(options).unwrap();
+    Setup { api, fake, node, images, dir }
 }
 
 pub fn start() -> Setup {

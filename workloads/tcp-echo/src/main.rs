@@ -1,11 +1,12 @@
 //! A TCP server that sends back what it gets. Listens on `$PORT`, 7000 by default.
 //!
-//! `tcp-echo connect HOST PORT TEXT` is the client: sends a line and prints the answer.
+//! `tcp-echo connect HOST PORT TEXT` is the client: sends a line and prints the answer. `tcp-echo datagram HOST
+//! PORT TEXT` does the same over UDP.
 
 use std::{
     env,
     io::{BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     process::exit,
 };
 
@@ -14,8 +15,9 @@ fn main() {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => serve(),
         ["connect", host, port, text] => connect(host, port, text),
+        ["datagram", host, port, text] => datagram(host, port, text),
         _ => {
-            eprintln!("usage: tcp-echo [connect HOST PORT TEXT]");
+            eprintln!("usage: tcp-echo [connect|datagram HOST PORT TEXT]");
             exit(2)
         }
     };
@@ -55,5 +57,15 @@ fn connect(host: &str, port: &str, text: &str) -> std::io::Result<()> {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line)?;
     print!("{line}");
+    Ok(())
+}
+
+fn datagram(host: &str, port: &str, text: &str) -> std::io::Result<()> {
+    let port: u16 = port.parse().map_err(|_| std::io::Error::other("not a port"))?;
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.send_to(text.as_bytes(), (host, port))?;
+    let mut buffer = [0; 4096];
+    let (length, peer) = socket.recv_from(&mut buffer)?;
+    println!("{} from {peer}", String::from_utf8_lossy(&buffer[..length]));
     Ok(())
 }

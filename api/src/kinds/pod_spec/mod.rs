@@ -18,8 +18,12 @@ use crate::{
     validation::{self, NEGATIVE},
 };
 
-/// Faults of a list of texts at one field.
-pub(super) fn invalid_all(path: &str, value: &str, faults: Vec<String>) -> Vec<FieldError> {
+/// Faults of the value at one field.
+pub(super) fn invalid_all(
+    path: &str,
+    value: impl serde::Serialize + Copy,
+    faults: Vec<String>,
+) -> Vec<FieldError> {
     faults.iter().map(|fault| FieldError::invalid(path, value, fault)).collect()
 }
 

@@ -4,6 +4,9 @@
 //! there may be. 0.2 goes through `tcp`, `udp` and `lookup`, which rewrite addresses: the unspecified address
 //! and 127.0.0.1 become the pod's, a Service's address becomes one of its endpoints. Of 0.3 there are names and
 //! TCP clients (`preview3`).
+//!
+//! A pod with containers has a network namespace. Sockets are made in it then, and these two addresses are what
+//! they are in it, so that guests and containers meet at localhost.
 
 mod lookup;
 mod policy;
@@ -57,6 +60,12 @@ impl Sockets<'_> {
     /// Takes one of the pod's sockets.
     fn permit(&self) -> Result<OwnedSemaphorePermit, SocketError> {
         self.state.policy.permit().ok_or_else(|| ErrorCode::NewSocketLimit.into())
+    }
+
+    /// Says why no socket could be made in the pod's namespace.
+    fn unmade(&self, error: &std::io::Error) -> SocketError {
+        self.state.policy.say(&format!("socket refused: {error}"));
+        ErrorCode::Unknown.into()
     }
 }
 

@@ -52,9 +52,20 @@ impl Policy {
         self.pod.sandbox.ip
     }
 
+    /// Whether the pod has a network namespace, so that addresses are what they are in it.
+    fn is_sandboxed(&self) -> bool {
+        self.pod.sandbox.network_namespace.is_some()
+    }
+
+    /// Whether the pod may bind `ip`.
+    fn is_own(&self, ip: IpAddr) -> bool {
+        ip == self.ip() || self.is_sandboxed() && (ip.is_unspecified() || ip.is_loopback())
+    }
+
     /// Where a socket that asks for `wanted` binds.
     pub(super) fn bind_address(&self, wanted: SocketAddr) -> SocketAddr {
-        if wanted.is_ipv4() == self.ip().is_ipv4()
+        if !self.is_sandboxed()
+            && wanted.is_ipv4() == self.ip().is_ipv4()
             && (wanted.ip().is_unspecified() || is_localhost(wanted.ip()))
         {
             SocketAddr::new(self.ip(), wanted.port())
@@ -90,6 +101,9 @@ impl Policy {
 
     /// The pod itself, when that is where `wanted` leads.
     fn local(&self, wanted: SocketAddr) -> Option<SocketAddr> {
+        if self.is_sandboxed() {
+            return (wanted.ip() == self.ip() || wanted.ip().is_loopback()).then_some(wanted);
+        }
         let own = wanted.ip() == self.ip() || is_localhost(wanted.ip()) && self.ip().is_ipv4();
         own.then(|| SocketAddr::new(self.ip(), wanted.port()))
     }
@@ -100,7 +114,7 @@ impl Policy {
             SocketAddrUse::TcpBind => self.may_bind(address, Protocol::Tcp),
             SocketAddrUse::UdpBind => self.may_bind(address, Protocol::Udp),
             SocketAddrUse::TcpListen => {
-                address.ip() == self.ip() && self.declared(address.port(), Protocol::Tcp)
+                self.is_own(address.ip()) && self.declared(address.port(), Protocol::Tcp)
             }
             SocketAddrUse::TcpAccept | SocketAddrUse::UdpReceive => true,
             SocketAddrUse::TcpConnect => self.may_reach(address, Protocol::Tcp),
@@ -111,8 +125,8 @@ impl Policy {
     /// A wildcard with port 0 is the kernel's choice for a client.
     fn may_bind(&self, address: SocketAddr, protocol: Protocol) -> bool {
         match address.port() {
-            0 => address.ip() == self.ip() || address.ip().is_unspecified(),
-            port => address.ip() == self.ip() && self.declared(port, protocol),
+            0 => self.is_own(address.ip()) || address.ip().is_unspecified(),
+            port => self.is_own(address.ip()) && self.declared(port, protocol),
         }
     }
 

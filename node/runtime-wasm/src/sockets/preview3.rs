@@ -23,7 +23,7 @@ use wasmtime_wasi::{
 };
 
 use super::lookup::literal;
-use crate::{context::Ctx, outbound::from_pod};
+use crate::context::Ctx;
 
 type Store<'a> = StoreContextMut<'a, Ctx>;
 type Answer<T> = Result<T, ErrorCode>;
@@ -40,7 +40,16 @@ fn create(ctx: &mut Ctx, family: IpAddressFamily) -> wasmtime::Result<Answer<Res
     let Some(permit) = ctx.policy().permit() else {
         return Ok(Err(ErrorCode::Other(Some("the pod has as many sockets as it may".into()))));
     };
-    let socket = answer(HostTcpSocket::create(&mut ctx.sockets().0, family))?;
+    let policy = ctx.policy();
+    let mut view = ctx.sockets().0;
+    let made = match policy.pod().make(|| HostTcpSocket::create(&mut view, family)) {
+        Ok(made) => made,
+        Err(error) => {
+            policy.say(&format!("socket refused: {error}"));
+            return Ok(Err(ErrorCode::Other(Some("the pod's network is gone".into()))));
+        }
+    };
+    let socket = answer(made)?;
     if let Ok(socket) = &socket {
         ctx.sockets().1.permits.insert(socket.rep(), permit);
     }
@@ -64,7 +73,7 @@ fn prepare(ctx: &mut Ctx, socket: u32, wanted: IpSocketAddress) -> wasmtime::Res
     let ip = policy.pod().sandbox.ip;
     let unbound =
         HostTcpSocket::get_local_address(&mut ctx.sockets().0, Resource::new_borrow(socket)).is_err();
-    if unbound && from_pod(ip, target.ip()) {
+    if unbound && policy.pod().binds(target.ip()) {
         let bound = bind(ctx, socket, std::net::SocketAddr::new(ip, 0).into())?;
         return Ok(bound.map(|()| target.into()));
     }

@@ -1,5 +1,7 @@
 //! `wasi:sockets/tcp@0.2`.
 
+use std::sync::Arc;
+
 use ketch_runtime::Protocol;
 use wasmtime::component::{Linker, Resource};
 use wasmtime_wasi::p2::{
@@ -12,7 +14,7 @@ use wasmtime_wasi::p2::{
 };
 
 use super::{HasSockets, Sockets, view};
-use crate::{context::Ctx, outbound::from_pod};
+use crate::context::Ctx;
 
 /// What wasmtime-wasi does as it is.
 macro_rules! forward {
@@ -28,7 +30,10 @@ impl tcp::Host for Sockets<'_> {}
 impl tcp_create_socket::Host for Sockets<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
         let permit = self.permit()?;
-        let socket = tcp_create_socket::Host::create_tcp_socket(&mut self.inner, family)?;
+        let pod = Arc::clone(self.state.policy.pod());
+        let inner = &mut self.inner;
+        let made = pod.make(|| tcp_create_socket::Host::create_tcp_socket(inner, family));
+        let socket = made.map_err(|error| self.unmade(&error))??;
         self.state.permits.insert(socket.rep(), permit);
         Ok(socket)
     }
@@ -80,9 +85,10 @@ impl HostTcpSocket for Sockets<'_> {
         let policy = &self.state.policy;
         let target = policy.target(address.into(), Protocol::Tcp).ok_or(ErrorCode::AccessDenied)?;
         let ip = policy.pod().sandbox.ip;
+        let binds = policy.pod().binds(target.ip());
         let socket = Resource::<TcpSocket>::new_borrow(this.rep());
         // Like a process in the pod: it is the pod's address that connects, unless the guest chose one.
-        if from_pod(ip, target.ip()) && self.local_address(socket).is_err() {
+        if binds && self.local_address(socket).is_err() {
             let bound = self.bind_now(this.rep(), network.rep(), (ip, 0).into());
             futures::FutureExt::now_or_never(bound).unwrap_or(Err(ErrorCode::Unknown.into()))?;
         }

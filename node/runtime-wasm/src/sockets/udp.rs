@@ -1,6 +1,11 @@
 //! `wasi:sockets/udp@0.2`.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
 use ketch_runtime::Protocol;
 use wasmtime::component::{Linker, Resource};
@@ -33,7 +38,18 @@ impl udp::Host for Sockets<'_> {}
 impl udp_create_socket::Host for Sockets<'_> {
     async fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
         let permit = self.permit()?;
-        let socket = udp_create_socket::Host::create_udp_socket(&mut self.inner, family).await?;
+        let pod = Arc::clone(self.state.policy.pod());
+        let socket = {
+            let mut making = pin!(udp_create_socket::Host::create_udp_socket(&mut self.inner, family));
+            // The first poll makes the socket; the rest waits for it to be writable, wherever.
+            let first = pod.make(|| making.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            match first {
+                Ok(Poll::Ready(socket)) => Ok(socket?),
+                Ok(Poll::Pending) => Ok(making.await?),
+                Err(error) => Err(error),
+            }
+        };
+        let socket = socket.map_err(|error| self.unmade(&error))?;
         self.state.permits.insert(socket.rep(), permit);
         Ok(socket)
     }

@@ -15,6 +15,7 @@ mod compiler;
 mod conformance;
 mod density;
 mod images;
+mod namespaces;
 mod network;
 mod rig;
 mod services;

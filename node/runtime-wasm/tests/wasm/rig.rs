@@ -191,6 +191,16 @@ impl Pod {
         self
     }
 
+    /// Puts the pod into a network namespace.
+    pub(crate) async fn inside(self, namespace: &Path) -> Self {
+        let sandbox = PodSandbox {
+            network_namespace: Some(namespace.to_owned()),
+            ..PodSandbox::new(self.id.clone(), "default", self.id.0.clone(), self.ip)
+        };
+        self.runtime.create_pod(sandbox).await.unwrap();
+        self
+    }
+
     /// A directory that lives as long as this.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
