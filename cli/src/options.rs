@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ketch_runtime_oci::Choice;
 use serde::{Deserialize, Serialize};
 
 /// Marks an error as one of configuration.
@@ -42,6 +43,9 @@ pub(crate) struct Flags {
     /// Addresses of Services [default: 10.43.0.0/16 as root, else 127.43.0.0/16].
     #[arg(long, env = "KETCH_SERVICE_CIDR", value_name = "CIDR")]
     service_cidr: Option<String>,
+    /// Who runs containers: managed (a containerd of Ketch's own), the socket of another one, off, or auto [default: auto].
+    #[arg(long, env = "KETCH_CONTAINERD", value_name = "CHOICE")]
+    containerd: Option<String>,
     /// Name of this node [default: the host's name].
     #[arg(long, env = "KETCH_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
@@ -69,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) https_addr: SocketAddr,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) containerd: Choice,
     pub(crate) node_name: String,
     pub(crate) tls_san: Vec<String>,
 }
@@ -111,6 +117,12 @@ impl Flags {
             https_addr: address(all.https_addr, "https-addr", any_or(":443", "127.0.0.1:8443"))?,
             pod_cidr: cidr(all.pod_cidr, "pod-cidr", any_or("10.42.0.0/16", "127.42.0.0/16"))?,
             service_cidr: cidr(all.service_cidr, "service-cidr", any_or("10.43.0.0/16", "127.43.0.0/16"))?,
+            containerd: all
+                .containerd
+                .as_deref()
+                .unwrap_or("auto")
+                .parse()
+                .map_err(|why| unusable("containerd", why))?,
             node_name: node_name(all.node_name)?,
             tls_san: all.tls_san,
         })
@@ -125,12 +137,21 @@ impl Flags {
             https_addr: self.https_addr.or(file.https_addr),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
+            containerd: self.containerd.or(file.containerd),
             node_name: self.node_name.or(file.node_name),
             tls_san: if self.tls_san.is_empty() { file.tls_san } else { self.tls_san },
             config: None,
             print_config: self.print_config,
         }
     }
+}
+
+/// As it is written in a configuration.
+fn as_text<S: serde::Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
@@ -241,6 +262,7 @@ mod tests {
             (Flags { api_addr: Some("nonsense".into()), ..Flags::default() }, "api-addr"),
             (Flags { ui_addr: Some("0.0.0.0:6440".into()), ..Flags::default() }, "loopback"),
             (Flags { pod_cidr: Some("10.0.0.0/40".into()), ..Flags::default() }, "pod-cidr"),
+            (Flags { containerd: Some("maybe".into()), ..Flags::default() }, "containerd"),
             (Flags { http_addr: Some("1.2.3.4:99999".into()), ..Flags::default() }, "http-addr"),
         ] {
             let error = resolve(flags).unwrap_err();

@@ -16,6 +16,7 @@ use ketch_node::{
     RuntimeEntry,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
+use ketch_runtime_oci::{OciRuntime, Unavailable};
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
@@ -34,6 +35,7 @@ pub(crate) struct LocalNode {
     gateway: Gateway,
     network: Arc<ClusterNetwork>,
     wasm: Arc<WasmRuntime>,
+    containers: Result<Arc<OciRuntime>, Unavailable>,
     _range: PodRange,
 }
 
@@ -113,15 +115,12 @@ impl LocalNode {
         let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
         let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
         let _ = precompiler.wasm.set((wasm.clone(), tokio::runtime::Handle::current()));
-        let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
+        let containers = containers(options).await;
         let node = Node::start(NodeOptions {
             name: options.node_name.clone(),
             client: client.clone(),
             data_dir: options.data_dir.clone(),
-            runtimes: vec![RuntimeEntry {
-                handlers: handlers.map(str::to_owned).collect(),
-                runtime: wasm.clone(),
-            }],
+            runtimes: runtimes(&wasm, containers.as_ref().ok()),
             images: Arc::new(Registries::new(LocalRegistry::Client(client))),
             network: Some(network.clone()),
             pod_cidr: range.cidr,
@@ -142,7 +141,12 @@ impl LocalNode {
         };
         let gateway = Gateway::start(wide, gateway).context("start the gateway")?;
         server.set_gateway(gateway.http_addr());
-        Ok(Self { node, gateway, network, wasm, _range: range })
+        Ok(Self { node, gateway, network, wasm, containers, _range: range })
+    }
+
+    /// Why there are no containers here.
+    pub(crate) fn no_containers(&self) -> Option<&Unavailable> {
+        self.containers.as_ref().err()
     }
 
     /// Ends everything: first no new requests, then the pods' workers, then the pods.
@@ -151,7 +155,31 @@ impl LocalNode {
         self.node.shutdown().await;
         self.network.shutdown().await;
         self.wasm.shutdown().await;
+        if let Ok(containers) = &self.containers {
+            containers.shutdown().await;
+        }
     }
+}
+
+/// Runtimes in the order in which the node expects them: WebAssembly, then containers.
+fn runtimes(wasm: &Arc<WasmRuntime>, containers: Option<&Arc<OciRuntime>>) -> Vec<RuntimeEntry> {
+    let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
+    let first =
+        RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() };
+    let second = containers.map(|containers| RuntimeEntry {
+        handlers: ["runc", "containerd"].map(str::to_owned).to_vec(),
+        runtime: containers.clone(),
+    });
+    std::iter::once(first).chain(second).collect()
+}
+
+async fn containers(options: &Options) -> Result<Arc<OciRuntime>, Unavailable> {
+    let plugin = std::env::current_exe().map_err(|error| Unavailable {
+        cause: format!("this program cannot find itself: {error}"),
+        fix: "start it by its path".to_owned(),
+    })?;
+    let wanted = ketch_runtime_oci::Options { data_dir: options.data_dir.clone(), plugin };
+    ketch_runtime_oci::connect(&options.containerd, &wanted).await.map(Arc::new)
 }
 
 /// The address other machines would reach this one at: that of the interface of the default route. Sends

@@ -59,7 +59,7 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
         None => None,
     };
     write_run_file(&server, &options, http, https)?;
-    announce(&server, &options, start).await?;
+    announce(&server, &options, node.as_ref(), start).await?;
     wait_for_the_end().await?;
     output::note("stopping");
     if let Some(node) = node {
@@ -103,7 +103,12 @@ fn write_run_file(
     server.data_dir().write("run.json", &format!("{run:#}\n")).context("write run.json")
 }
 
-async fn announce(server: &Server, options: &Options, start: Instant) -> Result<()> {
+async fn announce(
+    server: &Server,
+    options: &Options,
+    node: Option<&LocalNode>,
+    start: Instant,
+) -> Result<()> {
     let link = server.login_link().await.map_err(|status| anyhow::anyhow!("{}", status.message))?;
     let kubeconfig = options.data_dir.join("admin.kubeconfig");
     output::line(format!(
@@ -116,10 +121,12 @@ async fn announce(server: &Server, options: &Options, start: Instant) -> Result<
     output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
     output::line("  deploy      ketch deploy hello.wasm");
     output::line("");
-    output::line(
-        "The link logs in once; `ketch token console` prints another. OCI containers are not supported",
-    );
-    output::line("yet: this node runs WebAssembly. Ctrl-C stops Ketch; pods come back with the next start.");
+    output::line("The link logs in once; `ketch token console` prints another. Ctrl-C stops Ketch: containers");
+    output::line("go on, everything else comes back with the next start.");
+    if let Some(why) = node.and_then(LocalNode::no_containers) {
+        output::line(format!("This node runs WebAssembly only: {}.", why.cause));
+        output::line(format!("To run containers too: {}.", why.fix));
+    }
     Ok(())
 }
 

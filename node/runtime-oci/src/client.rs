@@ -85,18 +85,18 @@ impl Client {
     fn error(&self, what: &str, status: &Status) -> Error {
         let text = status.message();
         match status.code() {
-            Code::NotFound => Error::NotFound(format!("{what}: {text}")),
-            Code::Unavailable if is_transport(status) => Error::Internal(format!(
+            _ if is_transport(status) => Error::Internal(format!(
                 "{what}: containerd at {} does not answer; it may be restarting",
                 self.socket.display()
             )),
+            Code::NotFound => Error::NotFound(format!("{what}: {text}")),
             _ => Error::Internal(format!("{what}: {text}")),
         }
     }
 }
 
 /// Whether the connection failed, rather than the call.
-fn is_transport(status: &Status) -> bool {
+pub(crate) fn is_transport(status: &Status) -> bool {
     std::error::Error::source(status).is_some()
 }
 

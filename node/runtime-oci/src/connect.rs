@@ -151,7 +151,15 @@ async fn start(managed: Managed, options: &Options) -> Result<OciRuntime, Unavai
     let child = managed.start().await.map_err(|error| broken(format!("containerd cannot start: {error}")))?;
     let client = Client::new(&managed.socket());
     let snapshotter = managed.snapshotter().to_owned();
-    let version = wait(&client).await.map_err(|error| broken(error.to_string()))?;
+    let version = match wait(&client).await {
+        Ok(version) => version,
+        Err(error) => {
+            if child.is_some() {
+                managed.stop().await;
+            }
+            return Err(broken(error.to_string()));
+        }
+    };
     let parts = Parts {
         images: Images::new(client.clone(), work(options), snapshotter),
         client,

@@ -25,7 +25,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::client::{Client, QUICK, SLOW, or_gone, scoped};
+use crate::client::{Client, QUICK, SLOW, is_transport, or_gone, scoped};
 
 /// How containerd calls the JSON of a process.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -102,16 +102,15 @@ impl Process {
     ) -> Result<(), Error> {
         let value = serde_json::to_vec(&adapt(spec, command, streams.tty))
             .map_err(|error| Error::Internal(error.to_string()))?;
-        let path = |used: bool, name: &str| match used {
-            true => pipes.dir.path().join(name).to_string_lossy().into_owned(),
-            false => String::new(),
-        };
+        let path = |name: &str| pipes.dir.path().join(name).to_string_lossy().into_owned();
+        // The shim opens every output that there is.
+        let output = |wanted: bool, name: &str| if wanted { path(name) } else { "/dev/null".to_owned() };
         let request = scoped(ExecProcessRequest {
             container_id: self.container.clone(),
             exec_id: self.id.clone(),
-            stdin: path(streams.stdin, "stdin"),
-            stdout: path(pipes.stdout.is_some(), "stdout"),
-            stderr: path(pipes.stderr.is_some(), "stderr"),
+            stdin: if streams.stdin { path("stdin") } else { String::new() },
+            stdout: output(pipes.stdout.is_some(), "stdout"),
+            stderr: if streams.tty { String::new() } else { output(pipes.stderr.is_some(), "stderr") },
             terminal: streams.tty,
             spec: Some(Any { type_url: PROCESS.to_owned(), value }),
         });
@@ -184,7 +183,7 @@ impl Process {
                 scoped(WaitRequest { container_id: self.container.clone(), exec_id: self.id.clone() });
             match self.client.tasks().wait(request).await {
                 Ok(reply) => return Ok(i32::try_from(reply.into_inner().exit_status).unwrap_or(255)),
-                Err(status) if status.code() == tonic::Code::Unavailable && patience > 0 => {
+                Err(status) if is_transport(&status) && patience > 0 => {
                     patience -= 1;
                     tokio::time::sleep(Duration::from_millis(300)).await;
                 }

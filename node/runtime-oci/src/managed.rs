@@ -201,13 +201,14 @@ version = 2
 root = {root}
 state = {state}
 oom_score = -999
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.runtime.v1.linux"]
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart"]
 
 [grpc]
   address = {socket}
 
 [{cri}]
   sandbox_image = "{PAUSE}"
+  restrict_oom_score_adj = {restricted}
   netns_mounts_under_state_dir = true
   enable_unprivileged_ports = true
   enable_unprivileged_icmp = true
@@ -230,6 +231,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         BinaryName = {oci}
         SystemdCgroup = false
 "#,
+            restricted = !may_protect_from_oom(),
             root = quote(&self.path("root")),
             state = quote(&self.path("state")),
             socket = quote(&self.socket()),
@@ -239,6 +241,16 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
             oci = quote(&self.oci),
         )
     }
+}
+
+/// Whether processes may be made less likely to be killed for memory: without `CAP_SYS_RESOURCE`, as in some
+/// virtual machines, no pod would start if containerd tried.
+fn may_protect_from_oom() -> bool {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_none_or(|mask| mask >> CAP_SYS_RESOURCE & 1 == 1)
 }
 
 /// A TOML string.

@@ -35,8 +35,10 @@ use crate::{
 
 /// Statuses asked for at a time.
 const PARALLEL: usize = 8;
-/// What CRI reports as the reason a container could not be started.
+/// How long the reason of a SIGKILL is waited for.
 const OOM_DELAY: Duration = Duration::from_millis(100);
+/// How long after its streams a container may end.
+const STREAMS_END: Duration = Duration::from_secs(3);
 
 /// What a runtime is made of.
 pub(crate) struct Parts {
@@ -386,9 +388,18 @@ impl Runtime for OciRuntime {
         let id = self.running(container).await?;
         let (client, asked) = (self.client.clone(), id.clone());
         let code = async move {
-            match container::state(&status(&client, &asked).await?) {
-                ContainerState::Exited { code, .. } => Ok(code),
-                _ => Err(Error::Internal("the connection to the container's streams ended".to_owned())),
+            let begun = tokio::time::Instant::now();
+            loop {
+                if let ContainerState::Exited { code, .. } = container::state(&status(&client, &asked).await?)
+                {
+                    return Ok(code);
+                }
+                // The streams end a moment before the container is over.
+                if begun.elapsed() > STREAMS_END {
+                    let text = "the connection to the container's streams ended";
+                    return Err(Error::Internal(text.to_owned()));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         attach::attach(&self.client, &self.tasks, &id, streams, code).await

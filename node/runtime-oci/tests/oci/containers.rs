@@ -101,6 +101,32 @@ async fn processes_are_limited_and_memory_and_time_are_measured() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logs_are_rotated() {
+    let Some(rig) = Rig::new().await else { return };
+    let pod = rig.made("logs", 2).await;
+    let line = "x".repeat(1000);
+    let script = format!(
+        "i=0; while [ $i -lt 12000 ]; do echo {line}; i=$((i+1)); done; while [ ! -e /tmp/go ]; do sleep 0.1; done; echo last"
+    );
+    let spec = rig.script(&pod, "main", &script).await;
+    rig.runtime.start(&pod.id, spec.clone()).await.unwrap();
+    let old = spec.log.with_extension("log.1");
+    let rotated = async {
+        while !(old.exists() && spec.log.exists()) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(crate::rig::PATIENCE, rotated).await.expect("the log is rotated");
+    let streams = ketch_runtime::Streams { stdout: true, ..ketch_runtime::Streams::default() };
+    let command = vec!["touch".to_owned(), "/tmp/go".to_owned()];
+    assert_eq!(rig.runtime.exec(&spec.id, command, streams).await.unwrap().exit.await.unwrap(), 0);
+    rig.until(&spec.id, |state| matches!(state, ContainerState::Exited { .. })).await;
+    let text = std::fs::read_to_string(&spec.log).unwrap();
+    assert!(text.ends_with("stdout F last\n"), "what comes later is in the new file");
+    rig.done().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn root_is_refused_where_it_must_be() {
     let Some(rig) = Rig::new().await else { return };
     let pod = rig.made("nonroot", 2).await;

@@ -27,8 +27,8 @@ pub const BUSYBOX: &str = "registry.test/busybox:1";
 /// Images in memory.
 #[derive(Default)]
 pub struct Images {
-    manifests: HashMap<String, Bytes>,
-    blobs: HashMap<String, Bytes>,
+    pub manifests: HashMap<String, Bytes>,
+    pub blobs: HashMap<String, Bytes>,
     pub always: bool,
 }
 
@@ -68,7 +68,7 @@ pub fn host() -> &'static str {
 }
 
 impl Images {
-    pub fn blob(&mut self, bytes: Vec<u8>) -> serde_json::Value {
+    pub fn add(&mut self, bytes: Vec<u8>) -> serde_json::Value {
         let name = digest(&bytes);
         let size = bytes.len();
         self.blobs.insert(name.clone(), bytes.into());
@@ -86,12 +86,12 @@ impl Images {
         let ids: Vec<_> = layers.iter().map(|(_, id)| id.clone()).collect();
         let config = json!({"os": "linux", "architecture": architecture, "config": config,
             "rootfs": {"type": "layers", "diff_ids": ids}});
-        let mut config = self.blob(config.to_string().into_bytes());
+        let mut config = self.add(config.to_string().into_bytes());
         config["mediaType"] = json!("application/vnd.oci.image.config.v1+json");
         let layers: Vec<_> = layers
             .into_iter()
             .map(|(bytes, _)| {
-                let mut layer = self.blob(bytes);
+                let mut layer = self.add(bytes);
                 layer["mediaType"] = json!("application/vnd.oci.image.layer.v1.tar+gzip");
                 layer
             })
@@ -268,8 +268,7 @@ impl Rig {
             self.runtime.remove_pod(&one.pod).await.expect("remove_pod works");
         }
         self.runtime.shutdown().await;
-        let left = leftovers(self.dir.path());
-        assert!(left.is_empty(), "left behind: {left:#?}");
+        nothing_left(self.dir.path()).await;
     }
 }
 
@@ -288,6 +287,17 @@ pub fn leftovers(dir: &Path) -> Vec<String> {
         }
     }
     left
+}
+
+/// Waits until there are no [`leftovers`]: processes end some time after they were told to.
+pub async fn nothing_left(dir: &Path) {
+    let gone = async {
+        while !leftovers(dir).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let late = tokio::time::timeout(PATIENCE, gone).await.is_err();
+    assert!(!late, "left behind: {:#?}", leftovers(dir));
 }
 
 pub fn log(dir: &Path) -> String {
