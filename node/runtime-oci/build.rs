@@ -1,6 +1,8 @@
 //! Compiles the pause program with the compiler that builds this crate: a static executable of some hundred
 //! bytes that needs nothing but `core`.
 
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "how a build script fails and speaks")]
+
 use std::{env, path::PathBuf, process::Command};
 
 fn main() {

@@ -156,6 +156,8 @@ fn containers(options: &Options) -> Finding {
     };
     match ketch_runtime_oci::probe(&options.containerd, &wanted) {
         Ok(how) => good("containers", how),
-        Err(why) => limited("containers", format!("WebAssembly only: {}. To have them: {}", why.cause, why.fix)),
+        Err(why) => {
+            limited("containers", format!("WebAssembly only: {}. To have them: {}", why.cause, why.fix))
+        }
     }
 }

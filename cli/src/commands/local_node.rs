@@ -164,8 +164,7 @@ impl LocalNode {
 /// Runtimes in the order in which the node expects them: WebAssembly, then containers.
 fn runtimes(wasm: &Arc<WasmRuntime>, containers: Option<&Arc<OciRuntime>>) -> Vec<RuntimeEntry> {
     let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
-    let first =
-        RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() };
+    let first = RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: wasm.clone() };
     let second = containers.map(|containers| RuntimeEntry {
         handlers: ["runc", "containerd"].map(str::to_owned).to_vec(),
         runtime: containers.clone(),

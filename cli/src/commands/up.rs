@@ -121,7 +121,9 @@ async fn announce(
     output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
     output::line("  deploy      ketch deploy hello.wasm");
     output::line("");
-    output::line("The link logs in once; `ketch token console` prints another. Ctrl-C stops Ketch: containers");
+    output::line(
+        "The link logs in once; `ketch token console` prints another. Ctrl-C stops Ketch: containers",
+    );
     output::line("go on, everything else comes back with the next start.");
     if let Some(why) = node.and_then(LocalNode::no_containers) {
         output::line(format!("This node runs WebAssembly only: {}.", why.cause));

@@ -22,6 +22,8 @@ pub(crate) const QUICK: Duration = Duration::from_secs(20);
 pub(crate) const SLOW: Duration = Duration::from_secs(120);
 /// Largest answer: a list of some ten thousand containers.
 const MAX_ANSWER: usize = 32 << 20;
+/// What CRI says until it has found what runs.
+const STARTING: &str = "server is not initialized yet";
 /// containerd's namespace of what CRI made.
 const NAMESPACE: &str = "k8s.io";
 
@@ -65,27 +67,31 @@ impl Client {
     }
 
     /// Waits for an answer, at most `limit`. `what` is what was tried, for the error.
-    pub(crate) async fn call<T>(
+    pub(crate) fn call<T>(
         &self,
         what: &str,
         limit: Duration,
         answer: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Error> {
-        match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(self.error(what, &status)),
-            Err(_) => Err(Error::Internal(format!(
-                "{what}: containerd at {} gave no answer within {} s",
-                self.socket.display(),
-                limit.as_secs()
-            ))),
+    ) -> impl Future<Output = Result<T, Error>> {
+        // Requests are large values; whoever waits should not be.
+        let answer = Box::pin(answer);
+        async move {
+            match tokio::time::timeout(limit, answer).await {
+                Ok(Ok(response)) => Ok(response.into_inner()),
+                Ok(Err(status)) => Err(self.error(what, &status)),
+                Err(_) => Err(Error::Internal(format!(
+                    "{what}: containerd at {} gave no answer within {} s",
+                    self.socket.display(),
+                    limit.as_secs()
+                ))),
+            }
         }
     }
 
     fn error(&self, what: &str, status: &Status) -> Error {
         let text = status.message();
         match status.code() {
-            _ if is_transport(status) => Error::Internal(format!(
+            _ if is_transport(status) || text == STARTING => Error::Internal(format!(
                 "{what}: containerd at {} does not answer; it may be restarting",
                 self.socket.display()
             )),

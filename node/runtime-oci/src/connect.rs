@@ -23,7 +23,7 @@ use crate::{
 /// Where a containerd of the host listens.
 const SYSTEM: &str = "/run/containerd/containerd.sock";
 /// How long containerd may take to start.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(30);
 const INSTALL: &str = "install containerd and runc (Debian, Ubuntu: apt-get install containerd runc)";
 
 /// Value of `--containerd`.
@@ -107,7 +107,10 @@ pub fn probe(choice: &Choice, options: &Options) -> Result<String, Unavailable> 
 /// # Errors
 /// What is missing, and what to do.
 pub async fn connect(choice: &Choice, options: &Options) -> Result<OciRuntime, Unavailable> {
-    match select(choice, options)? {
+    let selected = select(choice, options)?;
+    // Blobs on their way and pipes of a process that is gone.
+    _ = std::fs::remove_dir_all(work(options));
+    match selected {
         Selected::Managed(managed) => start(managed, options).await,
         Selected::Socket(path) => join(&path, options).await,
     }
