@@ -69,6 +69,8 @@ impl Cluster {
         for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr", "--dns-addr"] {
             command.args([flag, "127.0.0.1:0"]);
         }
+        // A containerd would outlive it.
+        command.env("KETCH_CONTAINERD", "off");
         let process = Process::start(&mut command)?;
         let file = directory.path().join("run.json");
         let run = until("ketch up", || serde_json::from_str(&fs::read_to_string(&file).ok()?).ok())?;

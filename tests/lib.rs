@@ -121,6 +121,8 @@ impl Ketch {
                 command.args([flag, "127.0.0.1:0"]);
             }
         }
+        // Tests of containers say so: a containerd outlives a Ketch that is killed.
+        command.env("KETCH_CONTAINERD", "off");
         command.args(flags).env_remove("KUBECONFIG").stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();

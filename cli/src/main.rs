@@ -21,6 +21,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
+    // containerd starts this program under the name of its network plugin.
+    if ketch_runtime_oci::cni::invoked(std::env::args_os().next().as_deref()) {
+        return ketch_runtime_oci::cni::main();
+    }
     let cli = commands::Cli::parse();
     match cli.run() {
         Ok(code) => code,

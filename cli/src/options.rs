@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::Args;
+use ketch_runtime_oci::Choice;
 use serde::{Deserialize, Serialize};
 
 /// Marks an error as one of configuration.
@@ -48,6 +49,9 @@ pub(crate) struct Flags {
     /// Addresses of Services [default: 10.43.0.0/16 as root, else 127.43.0.0/16].
     #[arg(long, env = "KETCH_SERVICE_CIDR", value_name = "CIDR")]
     service_cidr: Option<String>,
+    /// Who runs containers: managed (a containerd of Ketch's own), the socket of another one, off, or auto [default: auto].
+    #[arg(long, env = "KETCH_CONTAINERD", value_name = "CHOICE")]
+    containerd: Option<String>,
     /// Name of this node [default: the host's name].
     #[arg(long, env = "KETCH_NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
@@ -88,6 +92,8 @@ pub(crate) struct Options {
     pub(crate) dns_addr: Option<SocketAddr>,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) containerd: Choice,
     pub(crate) node_name: String,
     pub(crate) tls_san: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,6 +151,12 @@ impl Flags {
             dns_addr: all.dns_addr.map(|given| address(Some(given), "dns-addr", "")).transpose()?,
             pod_cidr,
             service_cidr,
+            containerd: all
+                .containerd
+                .as_deref()
+                .unwrap_or("auto")
+                .parse()
+                .map_err(|why| unusable("containerd", why))?,
             node_name: node_name(all.node_name)?,
             tls_san: all.tls_san,
             server: all.server,
@@ -164,6 +176,7 @@ impl Flags {
             dns_addr: self.dns_addr.or(file.dns_addr),
             pod_cidr: self.pod_cidr.or(file.pod_cidr),
             service_cidr: self.service_cidr.or(file.service_cidr),
+            containerd: self.containerd.or(file.containerd),
             node_name: self.node_name.or(file.node_name),
             tls_san: if self.tls_san.is_empty() { file.tls_san } else { self.tls_san },
             server: self.server.or(file.server),
@@ -173,6 +186,14 @@ impl Flags {
             print_config: self.print_config,
         }
     }
+}
+
+/// As it is written in a configuration.
+fn as_text<S: serde::Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 pub(crate) fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
@@ -307,6 +328,7 @@ mod tests {
             (Flags { api_addr: Some("nonsense".into()), ..Flags::default() }, "api-addr"),
             (Flags { ui_addr: Some("0.0.0.0:6440".into()), ..Flags::default() }, "loopback"),
             (Flags { pod_cidr: Some("10.0.0.0/40".into()), ..Flags::default() }, "pod-cidr"),
+            (Flags { containerd: Some("maybe".into()), ..Flags::default() }, "containerd"),
             (Flags { http_addr: Some("1.2.3.4:99999".into()), ..Flags::default() }, "http-addr"),
             (Flags { dns_addr: Some("10.43.0.10".into()), ..Flags::default() }, "dns-addr"),
             (Flags { node_cert_days: Some(0.0), ..Flags::default() }, "node-cert-days"),

@@ -36,6 +36,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
         bail!("no step has that in its name; steps: {}", names.join(", "));
     }
     tools::build_packages()?;
+    tools::container_packages()?;
     for (name, action) in chosen {
         step(name, action)?;
     }

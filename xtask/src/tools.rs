@@ -55,9 +55,14 @@ fn as_root(name: &str) -> std::process::Command {
     command
 }
 
-/// What every build needs: a C compiler for the TLS library.
+/// What every build needs: a C compiler for the TLS library, `protoc` for containerd's interfaces.
 pub fn build_packages() -> Result<()> {
-    packages(&[("cc", "gcc"), ("make", "make")])
+    packages(&[("cc", "gcc"), ("make", "make"), ("protoc", "protobuf-compiler")])
+}
+
+/// What runs containers, and the program that test images are made of.
+pub fn container_packages() -> Result<()> {
+    packages(&[("containerd", "containerd"), ("runc", "runc"), ("busybox", "busybox-static")])
 }
 
 /// Adds rustup targets.

@@ -48,7 +48,7 @@ pub(crate) fn run(flags: Flags) -> Result<ExitCode> {
         disk(&options.data_dir),
         privileges(root),
         address_space(),
-        containers(),
+        containers(&options),
     ];
     for finding in &findings {
         let mark = match finding.level {
@@ -149,6 +149,15 @@ fn address_space() -> Finding {
     }
 }
 
-fn containers() -> Finding {
-    limited("containers", "this version runs WebAssembly; OCI containers are not supported yet")
+fn containers(options: &Options) -> Finding {
+    let wanted = ketch_runtime_oci::Options {
+        data_dir: options.data_dir.clone(),
+        plugin: std::env::current_exe().unwrap_or_default(),
+    };
+    match ketch_runtime_oci::probe(&options.containerd, &wanted) {
+        Ok(how) => good("containers", how),
+        Err(why) => {
+            limited("containers", format!("WebAssembly only: {}. To have them: {}", why.cause, why.fix))
+        }
+    }
 }

@@ -15,6 +15,7 @@ use ketch_node::{
     dns::Namespaces,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
+use ketch_runtime_oci::{Choice, OciRuntime, Unavailable};
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 
 use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy};
@@ -44,6 +45,8 @@ pub(crate) struct Membership {
     pub(crate) control_plane: Vec<SocketAddr>,
     /// The API, as pods are told.
     pub(crate) api: ApiAddress,
+    /// Who runs containers.
+    pub(crate) containerd: Choice,
     /// Where to answer DNS; `None`: where it suits.
     pub(crate) dns: Option<SocketAddr>,
 }
@@ -55,6 +58,7 @@ pub(crate) struct Machine {
     pub(crate) wasm: Arc<WasmRuntime>,
     pub(crate) range: Cidr,
     pub(crate) dns: ClusterDns,
+    containers: Result<Arc<OciRuntime>, Unavailable>,
     proxy: Option<LocalProxy>,
     network: Arc<ClusterNetwork>,
     _claim: PodRange,
@@ -105,13 +109,20 @@ impl Machine {
         // The node tells its pods where DNS is, and DNS asks the node whose an address is.
         let pods = Arc::new(OnceLock::<Namespaces>::new());
         let dns = ClusterDns::start(&membership, &network, later(&pods)).await?;
-        let node = start_node(&membership, &network, &wasm, &dns, proxy.is_some())?;
+        let containers = containers(&membership).await;
+        let runtimes = Runtimes { wasm: &wasm, containers: &containers };
+        let node = start_node(&membership, &network, runtimes, &dns, proxy.is_some())?;
         let _ = pods.set(node.namespaces());
         let gateway = start_gateway(membership.wide, &node, front)?;
-        Ok(Self { node, gateway, wasm, range, dns, proxy, network, _claim: membership.range })
+        Ok(Self { node, gateway, wasm, range, dns, containers, proxy, network, _claim: membership.range })
     }
 
-    /// Ends everything: first no new requests, then the pods' workers, then the pods.
+    /// Why there are no containers here.
+    pub(crate) fn no_containers(&self) -> Option<&Unavailable> {
+        self.containers.as_ref().err()
+    }
+
+    /// Ends everything but containers: first no new requests, then the pods' workers, then the pods.
     pub(crate) async fn shutdown(self) {
         self.gateway.shutdown(DRAIN).await;
         self.node.shutdown().await;
@@ -121,29 +132,28 @@ impl Machine {
         }
         self.network.shutdown().await;
         self.wasm.shutdown().await;
+        if let Ok(containers) = &self.containers {
+            containers.shutdown().await;
+        }
     }
 }
 
 fn start_node(
     membership: &Membership,
     network: &Arc<ClusterNetwork>,
-    wasm: &Arc<WasmRuntime>,
+    runtimes: Runtimes<'_>,
     dns: &ClusterDns,
     forwards: bool,
 ) -> Result<Node> {
     let range = membership.range.cidr;
-    let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
     // Neither the first nor the last address of a range is given to a pod.
     let addresses = u32::try_from(range.size().saturating_sub(2)).unwrap_or(u32::MAX);
     Node::start(NodeOptions {
         name: membership.name.clone(),
         client: membership.client.clone(),
         data_dir: membership.data_dir.clone(),
-        runtimes: vec![RuntimeEntry {
-            handlers: handlers.map(str::to_owned).collect(),
-            runtime: wasm.clone(),
-        }],
-        unavailable: Vec::new(),
+        runtimes: runtimes.entries(),
+        unavailable: runtimes.missing(),
         dns: dns.for_pods().map(|address| vec![address]),
         images: Arc::new(Registries::new(LocalRegistry::Client(membership.client.clone()))),
         network: Some(network.clone()),
@@ -154,6 +164,48 @@ fn start_node(
         labels: forwards.then(|| (FORWARDS_LABEL.to_owned(), "true".to_owned())).into_iter().collect(),
     })
     .context("start the node")
+}
+
+/// What runs containers of each kind here.
+struct Runtimes<'a> {
+    wasm: &'a Arc<WasmRuntime>,
+    containers: &'a Result<Arc<OciRuntime>, Unavailable>,
+}
+
+impl Runtimes<'_> {
+    /// In the order in which the node expects them: WebAssembly, then containers.
+    fn entries(&self) -> Vec<RuntimeEntry> {
+        let handlers = std::iter::once(WASM_RUNTIME_CLASS).chain(WASM_RUNTIME_CLASS_ALIASES.iter().copied());
+        let wasm =
+            RuntimeEntry { handlers: handlers.map(str::to_owned).collect(), runtime: self.wasm.clone() };
+        let containers = self.containers.as_ref().ok();
+        let containers = containers
+            .map(|runtime| RuntimeEntry { handlers: container_handlers(), runtime: runtime.clone() });
+        std::iter::once(wasm).chain(containers).collect()
+    }
+
+    fn missing(&self) -> Vec<ketch_node::Unavailable> {
+        let why = self.containers.as_ref().err();
+        let missing = |why: &Unavailable| ketch_node::Unavailable {
+            handlers: container_handlers(),
+            text: format!("{}; to run containers, {}", why.cause, why.fix),
+        };
+        why.map(missing).into_iter().collect()
+    }
+}
+
+/// Runtime classes that mean containers.
+fn container_handlers() -> Vec<String> {
+    ["runc", "containerd"].map(str::to_owned).to_vec()
+}
+
+async fn containers(membership: &Membership) -> Result<Arc<OciRuntime>, Unavailable> {
+    let plugin = std::env::current_exe().map_err(|error| Unavailable {
+        cause: format!("this program cannot find itself: {error}"),
+        fix: "start it by its path".to_owned(),
+    })?;
+    let wanted = ketch_runtime_oci::Options { data_dir: membership.data_dir.clone(), plugin };
+    ketch_runtime_oci::connect(&membership.containerd, &wanted).await.map(Arc::new)
 }
 
 /// Answers once there is somebody to ask.

@@ -119,6 +119,7 @@ async fn start(
         address: machine::address_towards(addresses.first().map_or(machine::OUTSIDE, SocketAddr::ip)),
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
         api: ApiAddress { host: server.host().to_owned(), port: server.port() },
+        containerd: options.containerd.clone(),
         dns: options.dns_addr,
     };
     Machine::start(membership, front).await

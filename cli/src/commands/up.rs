@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     local_node::{self, Precompiler},
-    machine::FrontDoor,
+    machine::{FrontDoor, Machine},
     process,
 };
 use crate::{
@@ -44,7 +44,7 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
     server.admit_nodes(&reserved).await;
     let dns = node.as_ref().and_then(|node| node.dns.address());
     write_run_file(&server, &options, (http, https), dns)?;
-    announce(&server, &options, role, start).await?;
+    announce(&server, &options, node.as_ref(), start).await?;
     process::wait_for_the_end().await?;
     output::note("stopping");
     if let Some(node) = node {
@@ -105,7 +105,7 @@ fn write_run_file(
     server.data_dir().write("run.json", &format!("{run:#}\n")).context("write run.json")
 }
 
-async fn announce(server: &Server, options: &Options, role: Role, start: Instant) -> Result<()> {
+async fn announce(server: &Server, options: &Options, node: Option<&Machine>, start: Instant) -> Result<()> {
     let link = server.login_link().await.map_err(|status| anyhow::anyhow!("{}", status.message))?;
     let kubeconfig = options.data_dir.join("admin.kubeconfig");
     output::line(format!(
@@ -118,16 +118,20 @@ async fn announce(server: &Server, options: &Options, role: Role, start: Instant
     output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
     output::line("  deploy      ketch deploy hello.wasm");
     output::line("");
-    if role == Role::Server {
+    let Some(node) = node else {
         output::line(
             "The link logs in once; `ketch token console` prints another. This is a server without a node:",
         );
         output::line("`ketch token create` prints the command that makes another machine one.");
         return Ok(());
-    }
+    };
     output::line(
-        "The link logs in once; `ketch token console` prints another. OCI containers are not supported",
+        "The link logs in once; `ketch token console` prints another. Ctrl-C stops Ketch: containers",
     );
-    output::line("yet: this node runs WebAssembly. Ctrl-C stops Ketch; pods come back with the next start.");
+    output::line("go on, everything else comes back with the next start.");
+    if let Some(why) = node.no_containers() {
+        output::line(format!("This node runs WebAssembly only: {}.", why.cause));
+        output::line(format!("To run containers too: {}.", why.fix));
+    }
     Ok(())
 }

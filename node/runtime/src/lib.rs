@@ -365,6 +365,11 @@ pub trait ImageSource: Send + Sync {
         size: u64,
         path: &std::path::Path,
     ) -> Result<(), Error>;
+    /// Whether a runtime that has an image called `reference` already takes that one without asking for its
+    /// manifest: `imagePullPolicy` other than `Always`.
+    fn prefers_present(&self) -> bool {
+        true
+    }
 }
 
 /// An image manifest.

@@ -140,4 +140,8 @@ impl ImageSource for PolicySource {
         }
         self.images.source.blob(reference, digest, size, path).await
     }
+
+    fn prefers_present(&self) -> bool {
+        self.policy != Policy::Always
+    }
 }

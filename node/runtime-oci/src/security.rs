@@ -1,0 +1,151 @@
+//! Security contexts as CRI wants them. Pure.
+
+use k8s_cri::v1::{
+    Capability, Int64Value, LinuxContainerSecurityContext, SecurityProfile, security_profile::ProfileType,
+};
+use ketch_api::k8s::api::core::v1::{AppArmorProfile, PodSecurityContext, SeccompProfile, SecurityContext};
+use ketch_runtime::Error;
+
+use crate::pod::Kept;
+
+/// Where seccomp profiles of `type: Localhost` are, as the kubelet has them.
+const PROFILES: &str = "/var/lib/kubelet/seccomp";
+
+/// Groups every process of a pod is in.
+pub(crate) fn groups(pod: &PodSecurityContext) -> Vec<i64> {
+    let mut groups: Vec<i64> = pod.supplemental_groups.clone().unwrap_or_default();
+    groups.extend(pod.fs_group);
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+/// A container's security context.
+///
+/// # Errors
+/// [`Error::Config`] for what cannot be met.
+pub(crate) fn container(
+    security: &SecurityContext,
+    pod: &Kept,
+) -> Result<LinuxContainerSecurityContext, Error> {
+    let privileged = security.privileged.unwrap_or(false);
+    let capabilities = security.capabilities.clone().unwrap_or_default();
+    if security.run_as_group.is_some() && security.run_as_user.is_none() {
+        return Err(Error::Config("runAsGroup needs runAsUser".to_owned()));
+    }
+    Ok(LinuxContainerSecurityContext {
+        capabilities: Some(Capability {
+            add_capabilities: capabilities.add.unwrap_or_default(),
+            drop_capabilities: capabilities.drop.unwrap_or_default(),
+            ..Capability::default()
+        }),
+        privileged,
+        namespace_options: Some(pod.namespaces()),
+        run_as_user: security.run_as_user.map(|value| Int64Value { value }),
+        run_as_group: security.run_as_group.map(|value| Int64Value { value }),
+        readonly_rootfs: security.read_only_root_filesystem.unwrap_or(false),
+        supplemental_groups: pod.groups.clone(),
+        no_new_privs: security.allow_privilege_escalation == Some(false),
+        seccomp: Some(seccomp(security.seccomp_profile.as_ref(), privileged)?),
+        apparmor: security.app_armor_profile.as_ref().map(apparmor).transpose()?,
+        ..LinuxContainerSecurityContext::default()
+    })
+}
+
+/// A seccomp profile. Unless a pod says otherwise it has the runtime's own, as with the kubelet's
+/// `seccompDefault`.
+pub(crate) fn seccomp(profile: Option<&SeccompProfile>, privileged: bool) -> Result<SecurityProfile, Error> {
+    let simple = |kind: ProfileType| SecurityProfile { profile_type: kind as i32, ..Default::default() };
+    match profile.map(|profile| profile.type_.as_str()) {
+        _ if privileged => Ok(simple(ProfileType::Unconfined)),
+        None | Some("RuntimeDefault") => Ok(simple(ProfileType::RuntimeDefault)),
+        Some("Unconfined") => Ok(simple(ProfileType::Unconfined)),
+        Some("Localhost") => {
+            let name = profile.and_then(|profile| profile.localhost_profile.as_deref()).unwrap_or_default();
+            if name.is_empty() || name.starts_with('/') || name.split('/').any(|part| part == "..") {
+                return Err(Error::Config(format!(
+                    "seccomp profile {name:?} is not a path below {PROFILES}"
+                )));
+            }
+            let localhost_ref = format!("{PROFILES}/{name}");
+            Ok(SecurityProfile { profile_type: ProfileType::Localhost as i32, localhost_ref })
+        }
+        Some(other) => Err(Error::Config(format!("seccomp profile type {other:?} is not known"))),
+    }
+}
+
+fn apparmor(profile: &AppArmorProfile) -> Result<SecurityProfile, Error> {
+    let kind = match profile.type_.as_str() {
+        "RuntimeDefault" => ProfileType::RuntimeDefault,
+        "Unconfined" => ProfileType::Unconfined,
+        "Localhost" => ProfileType::Localhost,
+        other => return Err(Error::Config(format!("AppArmor profile type {other:?} is not known"))),
+    };
+    let localhost_ref = profile.localhost_profile.clone().unwrap_or_default();
+    Ok(SecurityProfile { profile_type: kind as i32, localhost_ref })
+}
+
+/// Whether a container that must not run as root would: `uid` and `name` are the image's user.
+///
+/// # Errors
+/// [`Error::Config`] with the kubelet's words.
+pub(crate) fn check_non_root(security: &SecurityContext, uid: Option<i64>, name: &str) -> Result<(), Error> {
+    if security.run_as_non_root != Some(true) {
+        return Ok(());
+    }
+    let text = match security.run_as_user {
+        Some(0) => "container's runAsUser breaks non-root policy".to_owned(),
+        Some(_) => return Ok(()),
+        None if uid.is_some_and(|uid| uid != 0) => return Ok(()),
+        None if uid.is_none() && !name.is_empty() => format!(
+            "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+        ),
+        None => "container has runAsNonRoot and image will run as root".to_owned(),
+    };
+    Err(Error::Config(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_those_of_the_pod_once() {
+        let pod = PodSecurityContext {
+            supplemental_groups: Some(vec![5, 3]),
+            fs_group: Some(5),
+            ..PodSecurityContext::default()
+        };
+        assert_eq!(groups(&pod), [3, 5]);
+    }
+
+    #[test]
+    fn the_default_is_confined() {
+        let made = container(&SecurityContext::default(), &Kept::default()).unwrap();
+        assert_eq!(made.seccomp.unwrap().profile_type, ProfileType::RuntimeDefault as i32);
+        assert!(!made.privileged && !made.no_new_privs);
+        let privileged = SecurityContext { privileged: Some(true), ..SecurityContext::default() };
+        let made = container(&privileged, &Kept::default()).unwrap();
+        assert_eq!(made.seccomp.unwrap().profile_type, ProfileType::Unconfined as i32);
+    }
+
+    #[test]
+    fn profiles_stay_below_their_directory() {
+        for (name, good) in [("a/b.json", true), ("../x", false), ("/etc/x", false), ("", false)] {
+            let profile = SeccompProfile { type_: "Localhost".into(), localhost_profile: Some(name.into()) };
+            assert_eq!(seccomp(Some(&profile), false).is_ok(), good, "{name}");
+        }
+    }
+
+    #[test]
+    fn non_root_is_checked_against_the_image() {
+        let must = SecurityContext { run_as_non_root: Some(true), ..SecurityContext::default() };
+        assert!(check_non_root(&must, None, "").is_err());
+        assert!(check_non_root(&must, Some(0), "").is_err());
+        assert!(check_non_root(&must, None, "www").unwrap_err().to_string().contains("non-numeric"));
+        assert!(check_non_root(&must, Some(7), "").is_ok());
+        let user = SecurityContext { run_as_user: Some(7), ..must };
+        assert!(check_non_root(&user, None, "").is_ok());
+        assert!(check_non_root(&SecurityContext::default(), None, "").is_ok());
+    }
+}

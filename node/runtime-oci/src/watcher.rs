@@ -1,0 +1,77 @@
+//! Noticing that containers changed: containerd's events tell when to look, a slow poll covers what they do
+//! not tell, and only a difference in what CRI lists wakes anybody.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use containerd_client::services::v1::SubscribeRequest;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client::{Client, QUICK, scoped},
+    runtime::owned,
+};
+
+/// How often is looked without an event, and the wait before events are subscribed to again.
+const POLL: Duration = Duration::from_secs(3);
+/// First wait for CRI to have seen an event too; doubled until [`POLL`].
+const SETTLE: Duration = Duration::from_millis(4);
+
+/// Containers and their states.
+type Seen = BTreeMap<String, i32>;
+
+/// Counts `changes` up whenever a container of `owner` changed, until `end`.
+pub(crate) async fn watch(
+    client: Client,
+    owner: String,
+    changes: watch::Sender<u64>,
+    end: CancellationToken,
+) {
+    let mut seen = None;
+    while !end.is_cancelled() {
+        let request =
+            scoped(SubscribeRequest { filters: vec!["topic~=\"^/tasks/\",namespace==k8s.io".to_owned()] });
+        let mut events = client.native().events();
+        let subscribed = client.call("subscribe to events", QUICK, events.subscribe(request)).await;
+        match subscribed {
+            Ok(mut stream) => loop {
+                let event = tokio::select! {
+                    () = end.cancelled() => return,
+                    event = tokio::time::timeout(POLL, stream.message()) => event,
+                };
+                match event {
+                    Ok(Ok(Some(_))) => settle(&client, &owner, &mut seen, &changes).await,
+                    Ok(Ok(None) | Err(_)) => break,
+                    Err(_) => _ = look(&client, &owner, &mut seen, &changes).await,
+                }
+            },
+            Err(error) => tracing::debug!(%error, "events of containerd cannot be had"),
+        }
+        _ = look(&client, &owner, &mut seen, &changes).await;
+        tokio::select! {
+            () = end.cancelled() => {}
+            () = tokio::time::sleep(POLL / 6) => {}
+        }
+    }
+}
+
+/// CRI learns from the same event, at about the same time: looks until it has.
+async fn settle(client: &Client, owner: &str, seen: &mut Option<Seen>, changes: &watch::Sender<u64>) {
+    let mut wait = SETTLE;
+    while !look(client, owner, seen, changes).await && wait < POLL / 8 {
+        tokio::time::sleep(wait).await;
+        wait *= 2;
+    }
+}
+
+/// Whether something changed.
+async fn look(client: &Client, owner: &str, seen: &mut Option<Seen>, changes: &watch::Sender<u64>) -> bool {
+    let Ok(all) = owned(client, owner, []).await else { return false };
+    let now: Seen = all.into_iter().map(|container| (container.id, container.state)).collect();
+    let changed = seen.as_ref() != Some(&now);
+    if changed {
+        *seen = Some(now);
+        changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+    changed
+}
