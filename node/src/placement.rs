@@ -43,9 +43,9 @@ impl Placement {
         self.namespace.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes the pod's network namespace.
-    pub(crate) fn set_namespace(&self, namespace: Option<PathBuf>) {
-        *self.namespace.lock().unwrap_or_else(PoisonError::into_inner) = namespace;
+    /// Notes the pod's network namespace; the one before.
+    pub(crate) fn set_namespace(&self, namespace: Option<PathBuf>) -> Option<PathBuf> {
+        std::mem::replace(&mut *self.namespace.lock().unwrap_or_else(PoisonError::into_inner), namespace)
     }
 
     /// An image's manifest under a container's pull policy, read once for all who ask.

@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use ketch_api::k8s::api::core::v1 as core;
@@ -20,6 +21,9 @@ use crate::{
     machine::{Failure, Outcome, Unit},
     placement::Placement,
 };
+
+/// For requests in flight when a pod's network is gone.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
 
 /// A container to start.
 pub(crate) struct Start {
@@ -81,9 +85,25 @@ async fn create_pod(
     let sandbox = sandbox(context, pod, start.ip, start.placement.kind(), namespace);
     let made = runtime.create_pod(sandbox).await.map_err(|error| failure(&error))?;
     if is_owner {
-        start.placement.set_namespace(made.network_namespace);
+        let now = made.network_namespace.clone();
+        let before = start.placement.set_namespace(made.network_namespace);
+        if before.is_some() && before != now {
+            end_guests(context, pod).await;
+        }
     }
     Ok(())
+}
+
+/// Ends the pod's Wasm containers, whose namespace went with its sandbox: they start again in the new one, as
+/// their restart policy says.
+async fn end_guests(context: &Context, pod: &core::Pod) {
+    let Some(runtime) = context.runtime(WASM) else { return };
+    let all = runtime.list().await.unwrap_or_default();
+    for status in all.into_iter().filter(|status| status.pod.0 == uid(pod)) {
+        if let Err(error) = runtime.stop(&status.id, LAST_REQUESTS).await {
+            tracing::warn!(container = status.id.0, %error, "a container without network could not be ended");
+        }
+    }
 }
 
 fn config(message: String) -> Failure {

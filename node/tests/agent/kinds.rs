@@ -104,6 +104,23 @@ async fn a_mixed_pod_shares_the_sandboxs_namespace() {
 }
 
 #[tokio::test]
+async fn guests_follow_a_sandbox_that_was_made_again() {
+    let (setup, oci) = start_both();
+    setup.api.put(&path("mix"), pod("mix", "", containers(&["web", "oci"])));
+    setup.wait("mix", "ready", is_ready).await;
+    // The sandbox is gone, and its container with it.
+    oci.state.lock().unwrap().namespace = Some("/var/run/netns/second".into());
+    oci.exit("uid-mix.c1.0", 137);
+    let both = |pod: &Value| {
+        let restarts = |n: usize| pod["status"]["containerStatuses"][n]["restartCount"].clone();
+        restarts(0) == 1 && restarts(1) == 1 && is_ready(pod)
+    };
+    setup.wait("mix", "both run again", both).await;
+    assert_eq!(namespace(&setup.fake, "uid-mix"), Some("/var/run/netns/second".into()));
+    setup.node.shutdown().await;
+}
+
+#[tokio::test]
 async fn an_image_that_cannot_be_looked_at_gets_a_sandbox_and_may_be_anything() {
     let (setup, _) = start_both();
     setup.api.put(&path("late"), pod("late", "", containers(&["missing"])));
