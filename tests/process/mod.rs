@@ -6,4 +6,5 @@ mod first_light;
 mod isolation;
 mod join;
 mod kubectl;
+mod machines;
 mod python;
