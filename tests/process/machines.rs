@@ -44,7 +44,7 @@ impl Machines {
             succeeded(&step, ip(&step));
         }
         let rules = "table inet wall { chain input { type filter hook input priority 0; policy drop; \
-                     ct state established,related accept; iifname \"lo\" accept; } }";
+                     ct state established,related accept; iifname \"lo\" accept; }; }";
         let mut nft = machines.run(node, "nft");
         succeeded("nft", nft.arg(rules).output().unwrap());
         Some(machines)
