@@ -165,9 +165,11 @@ async fn an_answer_that_nobody_reads_ends_at_the_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_can_become_a_stream_of_bytes_both_ways() {
     let server = server();
-    let router = Router::new().fallback(any(|mut request: Asked| async move {
+    let echoes = TaskTracker::new();
+    let tracker = echoes.clone();
+    let router = Router::new().fallback(any(move |mut request: Asked| async move {
         let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
+        tracker.spawn(async move {
             let mut stream = TokioIo::new(upgrade.await.unwrap());
             let mut word = [0; 5];
             stream.read_exact(&mut word).await.unwrap();
@@ -191,6 +193,8 @@ async fn a_request_can_become_a_stream_of_bytes_both_ways() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert_eq!(answer, "hctek");
+    echoes.close();
+    echoes.wait().await;
     server.tunnel.shutdown().await;
 }
 
