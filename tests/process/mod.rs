@@ -9,5 +9,6 @@ mod join;
 mod kubectl;
 mod network;
 mod ordinary_user;
+mod machines;
 mod python;
 mod registry;

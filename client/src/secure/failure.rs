@@ -35,7 +35,11 @@ pub fn explain(error: &(dyn Error + 'static)) -> Failure {
             None => error.source(),
         };
     }
-    Failure::Unreachable(last)
+    // HTTP/2 passes on the text alone.
+    match last.split_once("received fatal alert: ") {
+        Some((_, alert)) => Failure::Refused(alert.to_owned()),
+        None => Failure::Unreachable(last),
+    }
 }
 
 fn of_tls(error: &rustls::Error) -> Failure {
@@ -70,6 +74,8 @@ mod tests {
         };
         assert_eq!(explain(&tls(CertificateError::UnknownIssuer)), Failure::WrongAuthority);
         assert_eq!(explain(&tls(CertificateError::Expired)), Failure::WrongTime);
+        let alert = io::Error::other("received fatal alert: CertificateExpired");
+        assert_eq!(explain(&alert), Failure::Refused("CertificateExpired".to_owned()));
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
         assert!(
             matches!(explain(&io::Error::other(refused)), Failure::Unreachable(why) if why.contains("refused"))

@@ -27,6 +27,13 @@ pub enum JoinError {
          certificate lives, join again: remove node/identity in the data directory, and start with a new --token"
     )]
     Certificate(String),
+    /// The certificate of this node has ended.
+    #[error(
+        "this node's certificate ended at {0}: it was away for longer than its certificate lives, or the clock of \
+         this machine ({1}) is wrong. To join again remove node/identity in the data directory, and start with a \
+         new --token"
+    )]
+    Expired(jiff::Timestamp, jiff::Timestamp),
     /// Another cluster's server answered.
     #[error(
         "the server at {0} belongs to another cluster: its certificate comes from another authority than the one \

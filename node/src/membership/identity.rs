@@ -32,6 +32,8 @@ pub struct Identity {
     pub gateway_certificate: String,
     /// When to ask for the next certificates: two thirds into their life, by this machine's clock.
     pub renew_at: Timestamp,
+    /// When the certificates end, by this machine's clock.
+    pub expires: Timestamp,
     /// Addresses of this node's pods.
     pub pod_range: String,
     /// How the cluster was set up when the server said so last.
@@ -95,6 +97,7 @@ impl Identity {
         given: Membership,
         now: Timestamp,
     ) -> Self {
+        let life = Duration::from_secs(given.life_seconds);
         Self {
             server,
             node_name,
@@ -102,7 +105,8 @@ impl Identity {
             key,
             certificate: given.certificate,
             gateway_certificate: given.gateway_certificate,
-            renew_at: renew_at(now, Duration::from_secs(given.life_seconds)),
+            renew_at: after(now, life * 2 / 3),
+            expires: after(now, life),
             pod_range: given.pod_range,
             cluster: given.cluster,
         }
@@ -115,10 +119,9 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-/// Two thirds into a life that begins now.
-fn renew_at(now: Timestamp, life: Duration) -> Timestamp {
-    let wait = SignedDuration::try_from(life * 2 / 3).unwrap_or(SignedDuration::MAX);
-    now.checked_add(wait).unwrap_or(Timestamp::MAX)
+fn after(now: Timestamp, time: Duration) -> Timestamp {
+    let time = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
+    now.checked_add(time).unwrap_or(Timestamp::MAX)
 }
 
 #[cfg(test)]
@@ -158,8 +161,16 @@ mod tests {
         let back = Identity::load(&path).unwrap().unwrap();
         assert_eq!((back.key.as_str(), back.pod_range.as_str()), ("SECRET", "10.42.3.0/24"));
         assert_eq!(back.renew_at.to_string(), "2026-01-01T00:10:00Z", "two thirds of 15 minutes");
+        assert_eq!(back.expires.to_string(), "2026-01-01T00:15:00Z");
         assert!(!format!("{back:?}").contains("SECRET"));
         fs::write(&path, "{").unwrap();
         assert!(Identity::load(&path).unwrap_err().to_string().contains("join again"));
+    }
+
+    #[test]
+    fn one_that_has_ended_says_what_to_do() {
+        let Err(error) = super::super::Member::start(identity(), Path::new("/nowhere")) else { panic!() };
+        let error = error.to_string();
+        assert!(error.contains("2026-01-01T00:15:00Z") && error.contains("clock"), "{error}");
     }
 }

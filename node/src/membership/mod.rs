@@ -48,8 +48,12 @@ impl Member {
     /// Takes up the identity. Its certificate is renewed in time, in memory and in `path`.
     ///
     /// # Errors
-    /// When the identity cannot be used.
+    /// When the identity cannot be used, or its certificates have ended.
     pub fn start(identity: Identity, path: &Path) -> Result<Self, JoinError> {
+        let now = jiff::Timestamp::now();
+        if identity.expires <= now {
+            return Err(JoinError::Expired(identity.expires, now));
+        }
         let server: ServerAddress = identity.server.parse()?;
         let unusable =
             |why: &dyn std::fmt::Display| JoinError::Identity { path: path.to_owned(), why: why.to_string() };
@@ -108,11 +112,11 @@ impl Member {
             Ok(Ok(cluster)) => Ok(cluster),
             Ok(Err(error)) if error.is_refusal() => Err(error),
             Ok(Err(error)) => {
-                tracing::warn!(server = %self.server.uri(), %error, "the server is away; waiting for it");
+                tracing::warn!(server = %self.server, %error, "the server is away; waiting for it");
                 Ok(self.identity.cluster.clone())
             }
             Err(_) => {
-                tracing::warn!(server = %self.server.uri(), "the server does not answer; waiting for it");
+                tracing::warn!(server = %self.server, "the server does not answer; waiting for it");
                 Ok(self.identity.cluster.clone())
             }
         }

@@ -1,6 +1,10 @@
 //! The node's end of the control tunnel: one QUIC connection to the server, over which requests come.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{Router, body::Body};
 use hyper::server::conn::http1;
@@ -66,13 +70,17 @@ impl Tunnel {
             };
             match connected {
                 Ok((endpoint, connection)) => {
-                    wait = RETRY.0;
+                    let since = Instant::now();
                     told.send_replace(TunnelState::Open);
                     tracing::info!(server = %self.server, "the server can reach this node");
                     self.serve(&connection, &stop).await;
                     told.send_replace(TunnelState::Closed);
                     connection.close(VarInt::from_u32(0), b"the node is stopping");
                     endpoint.wait_idle().await;
+                    // A server that refuses our certificate does so after the handshake has ended for us.
+                    if since.elapsed() > RETRY.1 {
+                        wait = RETRY.0;
+                    }
                 }
                 Err(why) => {
                     tracing::warn!(server = %self.server, why, "no tunnel to the server; trying again")

@@ -15,7 +15,9 @@ use ketch_api::k8s::api::{
     apps::v1::{Deployment, DeploymentStatus, ReplicaSet},
     core::v1::Pod,
 };
-use ketch_client::{Change, Informer, Key, Queue, Recorder, Subject, is_already_exists, is_not_found};
+use ketch_client::{
+    Change, Informer, Key, Queue, Recorder, Subject, is_already_exists, is_conflict, is_not_found,
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
@@ -199,12 +201,12 @@ impl Deployments {
             return Ok(());
         }
         let mut changed = deployment.clone();
-        // The revision may have been written a moment ago; the status does not depend on it.
-        changed.metadata.resource_version = None;
         changed.status = Some(status);
         let api = Api::<Deployment>::namespaced(self.client.clone(), &key.namespace);
         match api.replace_status(&key.name, &PostParams::default(), &changed).await {
-            Err(gone) if is_not_found(&gone) => Ok(()),
+            // Labels and annotations are part of what is sent: those of an older version must not be put back.
+            // The newer one is on its way here, and brings us back.
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
             other => {
                 let written = other.doing(|| format!("writing the status of deployment {key}"))?;
                 self.own_writes.wrote(key, &written);

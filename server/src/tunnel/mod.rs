@@ -240,3 +240,6 @@ impl http_body::Body for Driven {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

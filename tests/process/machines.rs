@@ -1,0 +1,142 @@
+//! Two machines made of network namespaces: the node's lets nothing in that it did not ask for, as behind NAT.
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use ketch_tests::{binary, guest, succeeded, until};
+
+/// Two namespaces and the cable between them; gone when dropped.
+struct Machines {
+    server: String,
+    node: String,
+}
+
+fn ip(arguments: &str) -> Output {
+    Command::new("ip").args(arguments.split(' ')).output().unwrap()
+}
+
+impl Machines {
+    const SERVER: &str = "192.168.217.1";
+
+    /// `None`: this user may not make namespaces.
+    fn new() -> Option<Self> {
+        let id = std::process::id();
+        let (server, node) = (format!("ketch-join-s{id}"), format!("ketch-join-n{id}"));
+        if !ip(&format!("netns add {server}")).status.success() {
+            eprintln!("skipped: network namespaces need root");
+            return None;
+        }
+        let machines = Self { server, node };
+        let Self { server, node } = &machines;
+        for step in [
+            format!("netns add {node}"),
+            format!("-n {server} link add wire type veth peer name wire netns {node}"),
+            format!("-n {server} address add {}/24 dev wire", Self::SERVER),
+            format!("-n {node} address add 192.168.217.2/24 dev wire"),
+            format!("-n {server} link set lo up"),
+            format!("-n {node} link set lo up"),
+            format!("-n {server} link set wire up"),
+            format!("-n {node} link set wire up"),
+        ] {
+            succeeded(&step, ip(&step));
+        }
+        let rules = "table inet wall { chain input { type filter hook input priority 0; policy drop; \
+                     ct state established,related accept; iifname \"lo\" accept; }; }";
+        let mut nft = machines.run(node, "nft");
+        succeeded("nft", nft.arg(rules).output().unwrap());
+        Some(machines)
+    }
+
+    /// A command in a namespace.
+    fn run(&self, namespace: &str, program: &str) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", namespace, program]).env_remove("KUBECONFIG");
+        command
+    }
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        for namespace in [&self.server, &self.node] {
+            let _ = ip(&format!("netns delete {namespace}"));
+        }
+    }
+}
+
+/// A process that is killed when the test is over.
+struct Daemon(std::process::Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_node_behind_a_wall_is_reached_through_what_it_opened() {
+    let Some(machines) = Machines::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (data, at_node) = (dir.path().join("server"), dir.path().join("node"));
+    let mut server = machines.run(&machines.server, binary().to_str().unwrap());
+    // The defaults: every address, 6443 and 6444.
+    server.args(["server", "--data-dir"]).arg(&data);
+    let _server = Daemon(quiet(&mut server, dir.path(), "server.log").spawn().unwrap());
+    let kubeconfig = data.join("admin.kubeconfig");
+    until("the server", || std::fs::metadata(data.join("run.json")).map(drop).map_err(|e| e.to_string()));
+    let client = |program: &str, arguments: &[&str]| {
+        let mut command = machines.run(&machines.server, program);
+        command.args(arguments).env("KUBECONFIG", &kubeconfig).output().unwrap()
+    };
+    let kubectl = |arguments: &[&str]| succeeded("kubectl", client("kubectl", arguments));
+
+    let address = format!("https://{}:6443", Machines::SERVER);
+    let made = client(binary().to_str().unwrap(), &["token", "create", "--server", &address]);
+    let token = succeeded("ketch token create", made).trim().to_owned();
+    let mut node = machines.run(&machines.node, binary().to_str().unwrap());
+    node.args(["node", "--node-name", "far", "--server", &address, "--token", &token, "--data-dir"])
+        .arg(&at_node);
+    let _node = Daemon(quiet(&mut node, dir.path(), "node.log").spawn().unwrap());
+    until("node far", || {
+        is_ready(&kubectl(&["get", "node", "far", "--ignore-not-found", "-o", READY]), "True")
+    });
+
+    // A job that writes something and waits: its log is at the node.
+    let image = guest("job");
+    let deploy = ["deploy", image.to_str().unwrap(), "--name", "job", "--timeout", "120"];
+    let deployed = client(binary().to_str().unwrap(), &deploy);
+    eprintln!("{}", String::from_utf8_lossy(&deployed.stderr));
+    let log = until("a log through the wall", || {
+        match client("kubectl", &["logs", "-l", "app.kubernetes.io/name=job"]) {
+            output if output.status.success() && !output.stdout.is_empty() => Ok(output.stdout),
+            output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    });
+    eprintln!("{}", String::from_utf8_lossy(&log));
+
+    // The cable is pulled and put back.
+    let start = Instant::now();
+    succeeded("cut", ip(&format!("-n {} link set wire down", machines.server)));
+    until("the loss to be noticed", || is_ready(&kubectl(&["get", "node", "far", "-o", READY]), "Unknown"));
+    assert!(start.elapsed() <= Duration::from_secs(10), "noticed after {:?}", start.elapsed());
+    succeeded("mend", ip(&format!("-n {} link set wire up", machines.server)));
+    until("the node to be back", || is_ready(&kubectl(&["get", "node", "far", "-o", READY]), "True"));
+    until("its logs to be back", || match client("kubectl", &["logs", "-l", "app.kubernetes.io/name=job"]) {
+        output if output.stdout == log => Ok(()),
+        output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    });
+}
+
+const READY: &str = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";
+
+fn is_ready(seen: &str, wanted: &str) -> Result<(), String> {
+    if seen == wanted { Ok(()) } else { Err(seen.to_owned()) }
+}
+
+fn quiet<'c>(command: &'c mut Command, dir: &Path, log: &str) -> &'c mut Command {
+    let log = std::fs::File::create(dir.join(log)).unwrap();
+    command.stdin(std::process::Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log)
+}
