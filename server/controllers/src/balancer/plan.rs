@@ -118,9 +118,8 @@ fn forwards(node: &Node) -> bool {
 /// The address that clients outside reach a node at.
 fn address(node: &Node) -> Option<String> {
     let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    let of = |kind: &str| {
-        addresses.iter().find(|a| a.type_ == kind && a.address.parse::<std::net::Ipv4Addr>().is_ok())
-    };
+    let reachable = |text: &str| text.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| !ip.is_loopback());
+    let of = |kind: &str| addresses.iter().find(|a| a.type_ == kind && reachable(&a.address));
     of("ExternalIP").or_else(|| of("InternalIP")).map(|address| address.address.clone())
 }
 
