@@ -25,6 +25,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node/runtime", &["api"]),
     ("node/runtime-wasm", &["api", "runtime"]),
     ("node/net", &["api"]),
+    ("node/overlay", &["net"]),
     ("node/gateway", &["api", "runtime"]),
     ("node", &["api", "client", "runtime", "net", "gateway"]),
     ("cli", &["api", "client", "server", "node", "runtime", "runtime-wasm"]),
