@@ -5,11 +5,7 @@
 //! flight are remembered until they are acknowledged or lost, so a peer that has just vanished must not
 //! make a sender remember without end.
 
-use std::{
-    any::Any,
-    sync::Arc,
-    time::Instant,
-};
+use std::{any::Any, sync::Arc, time::Instant};
 
 use quinn_proto::congestion::{Controller, ControllerFactory};
 

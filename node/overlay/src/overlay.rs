@@ -47,7 +47,9 @@ pub enum OverlayError {
         cause: std::io::Error,
     },
     /// The device cannot be made.
-    #[error("cannot create the network device {name}: {cause}; the overlay needs /dev/net/tun and root, or CAP_NET_ADMIN")]
+    #[error(
+        "cannot create the network device {name}: {cause}; the overlay needs /dev/net/tun and root, or CAP_NET_ADMIN"
+    )]
     Device {
         /// Name.
         name: String,

@@ -55,7 +55,8 @@ pub(crate) fn too_big(packet: &[u8], mtu: usize) -> Option<Vec<u8>> {
     match (header.destination, header.source) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
             // An error about an ICMP error, or about a fragment that is not the first.
-            let (protocol, fragment) = (*packet.get(9)?, u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]));
+            let (protocol, fragment) =
+                (*packet.get(9)?, u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]));
             let icmp_type = packet.get(usize::from(packet.first()? & 0xf) * 4);
             if fragment & 0x1fff != 0 || (protocol == 1 && icmp_type.is_none_or(|t| !matches!(t, 0 | 8))) {
                 return None;
@@ -153,7 +154,10 @@ mod tests {
         v6[8..24].copy_from_slice(&"fd00::1".parse::<Ipv6Addr>().unwrap().octets());
         v6[24..40].copy_from_slice(&"fd00::2".parse::<Ipv6Addr>().unwrap().octets());
         let header = classify(&v6).unwrap();
-        assert_eq!((header.source, header.destination), ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap()));
+        assert_eq!(
+            (header.source, header.destination),
+            ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap())
+        );
         assert_eq!(classify(&v6[..39]), None);
         assert_eq!(classify(&[0x01, 0x02]), None);
     }

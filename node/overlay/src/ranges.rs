@@ -102,7 +102,8 @@ mod tests {
     fn the_longest_prefix_wins() {
         let peers = [peer("b", &["10.42.0.0/16", "fd00::/64"]), peer("c", &["10.42.7.0/24"])];
         let mut map = RangeMap::new(&plan(&peers, &[]));
-        for (address, owner) in [("10.42.1.1", "b"), ("10.42.7.1", "c"), ("fd00::5", "b"), ("10.42.7.1", "c")] {
+        for (address, owner) in [("10.42.1.1", "b"), ("10.42.7.1", "c"), ("fd00::5", "b"), ("10.42.7.1", "c")]
+        {
             assert_eq!(map.get(address.parse().unwrap()), Some(id(owner)), "{address}");
         }
         for stranger in ["10.43.0.1", "fd00:0:0:1::1", "::ffff:10.42.1.1"] {
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn own_ranges_and_doubles_are_left_out() {
-        let peers = [peer("c", &["10.42.2.0/24"]), peer("b", &["10.42.0.0/16", "10.42.2.0/24", "10.42.1.128/25"])];
+        let peers =
+            [peer("c", &["10.42.2.0/24"]), peer("b", &["10.42.0.0/16", "10.42.2.0/24", "10.42.1.128/25"])];
         let planned = plan(&peers, &["10.42.1.0/24".parse().unwrap()]);
         assert_eq!(planned, [("10.42.2.0/24".parse().unwrap(), id("b"))]);
     }

@@ -38,7 +38,11 @@ pub(crate) struct Routes {
 impl Routes {
     /// Brings the device `name` up with the node's own `address`, and removes routes into it that are not
     /// ours to keep.
-    pub(crate) async fn open(handle: Handle, name: &str, address: Option<IpAddr>) -> Result<Self, RouteError> {
+    pub(crate) async fn open(
+        handle: Handle,
+        name: &str,
+        address: Option<IpAddr>,
+    ) -> Result<Self, RouteError> {
         let mut links = handle.link().get().match_name(name.to_owned()).execute();
         let link = links.try_next().await.map_err(failed(format!("find the device {name}")))?;
         let index = link.map(|link| link.header.index).unwrap_or_default();

@@ -190,7 +190,8 @@ mod tests {
         let to = a.local_addr().unwrap();
         let destination = b.reach(to).unwrap();
         let data: Vec<u8> = (0..3000_u32).map(|n| n as u8).collect();
-        let transmit = Transmit { destination, ecn: None, size: 3000, segment_size: Some(1400), src_ip: None };
+        let transmit =
+            Transmit { destination, ecn: None, size: 3000, segment_size: Some(1400), src_ip: None };
         assert!(b.try_send(&transmit, &data));
         let mut got = Vec::new();
         while got.len() < 3 {

@@ -37,7 +37,10 @@ pub(crate) const OVERHEAD: u16 = 38;
 /// Settings for UDP payloads up to `payload` bytes.
 pub(crate) fn transport(payload: u16) -> Arc<TransportConfig> {
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(payload).interval(Duration::from_secs(120)).black_hole_cooldown(Duration::from_secs(10));
+    discovery
+        .upper_bound(payload)
+        .interval(Duration::from_secs(120))
+        .black_hole_cooldown(Duration::from_secs(10));
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY));
     let mut config = TransportConfig::default();

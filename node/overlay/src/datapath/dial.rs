@@ -73,7 +73,8 @@ impl Datapath {
     fn retire_older(&mut self, newest: ConnectionHandle, peer: Id, now: Instant) {
         let relayed = self.links.get(&newest).is_some_and(Link::is_relayed);
         for (handle, link) in &mut self.links {
-            if *handle != newest && link.peer == Some(peer) && link.is_up() && (!relayed || link.is_relayed()) {
+            if *handle != newest && link.peer == Some(peer) && link.is_up() && (!relayed || link.is_relayed())
+            {
                 link.retire.get_or_insert(now + GRACE);
             }
         }
@@ -109,7 +110,8 @@ impl Datapath {
         for handle in ends {
             self.close_link(handle, now, "replaced by a newer connection");
         }
-        let mut quiet = self.links.values().all(|link| link.since.is_some_and(|since| now > since + SEARCH * 2));
+        let mut quiet =
+            self.links.values().all(|link| link.since.is_some_and(|since| now > since + SEARCH * 2));
         for id in self.peers.ids() {
             quiet &= self.up(id) == Up::Direct;
             self.dial(id, now);
@@ -131,7 +133,8 @@ impl Datapath {
     fn dial(&mut self, id: Id, now: Instant) {
         let up = self.up(id);
         let waiting = |relayed: bool| {
-            let same = |link: &&Link| link.peer == Some(id) && link.since.is_none() && link.is_relayed() == relayed;
+            let same =
+                |link: &&Link| link.peer == Some(id) && link.since.is_none() && link.is_relayed() == relayed;
             self.links.values().filter(same).filter(|link| !link.conn.is_closed()).count()
         };
         let (direct, relayed) = (waiting(false), waiting(true));
@@ -141,7 +144,9 @@ impl Datapath {
         let name = node.peer.name.clone();
         let through = (relay_up && relayed == 0 && node.dial.relay(now, up)).then(|| virtual_address(id));
         let straight = if direct < ATTEMPTS { node.dial(now, up) } else { None };
-        for address in [straight.and_then(|address| self.socket.reach(address)), through].into_iter().flatten() {
+        for address in
+            [straight.and_then(|address| self.socket.reach(address)), through].into_iter().flatten()
+        {
             match self.endpoint.connect(now, self.client.clone(), address, &name) {
                 Ok((handle, conn)) => {
                     self.links.insert(handle, Link::new(conn, Some(id)));
@@ -176,7 +181,11 @@ impl Datapath {
             name: node.peer.name.clone(),
             reach,
             rtt: link.map(|link| link.conn.rtt()).unwrap_or_default(),
-            mtu: link.map(|link| usize::from(link.conn.current_mtu()).saturating_sub(crate::transport::OVERHEAD.into())).unwrap_or_default(),
+            mtu: link
+                .map(|link| {
+                    usize::from(link.conn.current_mtu()).saturating_sub(crate::transport::OVERHEAD.into())
+                })
+                .unwrap_or_default(),
             counters: node.counters,
         }
     }

@@ -92,7 +92,8 @@ impl Datapath {
                 self.forget(handle, now);
             }
             Event::DatagramReceived => {
-                while let Some(message) = self.links.get_mut(&handle).and_then(|l| l.conn.datagrams().recv()) {
+                while let Some(message) = self.links.get_mut(&handle).and_then(|l| l.conn.datagrams().recv())
+                {
                     self.message(handle, message, now);
                 }
             }
