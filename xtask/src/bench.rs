@@ -11,9 +11,18 @@ use crate::{
 /// The engine's own server, of the engine version that is built in.
 const WASMTIME: &str = "48.0.8";
 
+/// WireGuard in user space, the overlay's peer.
+const BORINGTUN: &str = "0.7.1";
+
 /// Runs every measurement, or the ones named in `args`.
 pub fn run_all(args: &[String]) -> Result<()> {
-    tools::packages(&[("etcd", "etcd-server"), ("wrk", "wrk"), ("kubectl", "kubernetes-client")])?;
+    tools::packages(&[
+        ("etcd", "etcd-server"),
+        ("wrk", "wrk"),
+        ("kubectl", "kubernetes-client"),
+        ("ip", "iproute2"),
+        ("wg", "wireguard-tools"),
+    ])?;
     tools::install(
         "wasmtime",
         "wasmtime-cli",
@@ -24,6 +33,7 @@ pub fn run_all(args: &[String]) -> Result<()> {
             "serve,cranelift,pooling-allocator,parallel-compilation,component-model,component-model-async,run,logging,old-cli,wat",
         ],
     )?;
+    tools::install_fast("boringtun-cli", "boringtun-cli", BORINGTUN)?;
     guests::build()?;
     let ketch = up::build_binary(false)?;
     run(cargo().args(["build", "--release", "--package", "ketch-benches"]))?;

@@ -68,28 +68,47 @@ pub fn console() -> Result<()> {
 
 /// Installs a crate's program into the workspace's tool folder unless that very version is there.
 pub fn install(bin: &str, krate: &str, version: &str, flags: &[&str]) -> Result<()> {
+    // Tools run for seconds: a quick build matters more than a quick program.
+    const QUICK: &[(&str, &str)] = &[
+        ("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1"),
+        ("CARGO_PROFILE_RELEASE_LTO", "false"),
+        ("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16"),
+    ];
+    install_with(bin, krate, version, flags, QUICK)
+}
+
+/// As [`install`], for a program whose speed is measured: built the way its authors release it.
+pub fn install_fast(bin: &str, krate: &str, version: &str) -> Result<()> {
+    install_with(bin, krate, version, &[], &[])
+}
+
+fn install_with(bin: &str, krate: &str, version: &str, flags: &[&str], env: &[(&str, &str)]) -> Result<()> {
     let found = output(program(bin).arg("--version")).unwrap_or_default();
     if found.split_whitespace().any(|word| word.trim_start_matches('v') == version) {
         return Ok(());
     }
     step(&format!("build {krate} {version} (once)"), || {
         // The crate's own lock file first; without it where a mirror lacks a version it names.
-        cargo_install(krate, version, flags, true).or_else(|_| cargo_install(krate, version, flags, false))
+        let build = |locked| cargo_install(krate, version, flags, env, locked);
+        build(true).or_else(|_| build(false))
     })
 }
 
-fn cargo_install(krate: &str, version: &str, flags: &[&str], locked: bool) -> Result<()> {
-    // Tools run for seconds: a quick build matters more than a quick program.
+fn cargo_install(
+    krate: &str,
+    version: &str,
+    flags: &[&str],
+    env: &[(&str, &str)],
+    locked: bool,
+) -> Result<()> {
     run(cargo()
         .args(["install", "--quiet", krate, "--version", version, "--root"])
         .arg(tools_dir())
         .args(flags)
         .args(locked.then_some("--locked"))
         .env("CARGO_TARGET_DIR", tools_dir().join("build"))
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
-        .env("CARGO_PROFILE_RELEASE_LTO", "false")
-        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "false"))
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
+        .envs(env.iter().copied()))
 }
 
 /// Version of a package in `Cargo.lock`.

@@ -46,13 +46,13 @@ impl Routes {
         let mut links = handle.link().get().match_name(name.to_owned()).execute();
         let link = links.try_next().await.map_err(failed(format!("find the device {name}")))?;
         let index = link.map(|link| link.header.index).unwrap_or_default();
+        let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
+        handle.link().change(up).execute().await.map_err(failed(format!("bring {name} up")))?;
         if let Some(address) = address {
             let prefix = if address.is_ipv4() { 32 } else { 128 };
             let add = handle.address().add(index, address, prefix).replace().execute();
             add.await.map_err(failed(format!("give {name} the address {address}")))?;
         }
-        let up = LinkMessageBuilder::<LinkUnspec>::new().index(index).up().build();
-        handle.link().change(up).execute().await.map_err(failed(format!("bring {name} up")))?;
         Ok(Self { handle, index, source: address, installed: BTreeMap::new() })
     }
 

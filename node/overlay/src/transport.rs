@@ -39,6 +39,7 @@ pub(crate) fn transport(payload: u16) -> Arc<TransportConfig> {
     let mut discovery = MtuDiscoveryConfig::default();
     discovery
         .upper_bound(payload)
+        .minimum_change(10)
         .interval(Duration::from_secs(120))
         .black_hole_cooldown(Duration::from_secs(10));
     let mut acks = AckFrequencyConfig::default();

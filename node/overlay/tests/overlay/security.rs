@@ -6,15 +6,14 @@ use ketch_overlay::{OverlayError, Reach};
 
 use crate::rig::{Authority, LONG, Node, Pair, able, peer, ping, pod, range, until};
 
-/// Neither side may have come up after both have tried for some time.
-fn stay_apart(alpha: &Node, beta: &Node) {
+/// The honest node may not have taken the other for its peer after both have tried for some time. The
+/// other one may believe in a connection for a moment: in TLS 1.3 the dialing side is ready first.
+fn stays_alone(honest: &Node, other: &str) {
     let start = Instant::now();
     until("time passes", LONG, || {
-        for (node, other) in [(alpha, "beta"), (beta, "alpha")] {
-            if let Some(status) = node.status(other) {
-                assert_eq!(status.reach, Reach::Nothing);
-                assert_eq!(status.counters.received, 0);
-            }
+        if let Some(status) = honest.status(other) {
+            assert_eq!(status.reach, Reach::Nothing);
+            assert_eq!(status.counters.received, 0);
         }
         (start.elapsed() > Duration::from_secs(3)).then_some(())
     });
@@ -28,7 +27,8 @@ fn another_authority_is_refused() {
     let pair = Pair::new(1500);
     let alpha = pair.alpha(pair.authority.node("alpha", &[]));
     let beta = pair.beta(Authority::new().node("beta", &[]));
-    stay_apart(&alpha, &beta);
+    stays_alone(&alpha, "beta");
+    stays_alone(&beta, "alpha");
     drop(beta);
     // The same places with a good certificate: it was the certificate.
     let _beta = pair.beta(pair.authority.node("beta", &[]));
@@ -42,8 +42,8 @@ fn a_node_with_another_name_is_refused() {
     }
     let pair = Pair::new(1500);
     let alpha = pair.alpha(pair.authority.node("alpha", &[]));
-    let beta = pair.beta(pair.authority.node("mallory", &[]));
-    stay_apart(&alpha, &beta);
+    let _mallory = pair.beta(pair.authority.node("mallory", &[]));
+    stays_alone(&alpha, "beta");
 }
 
 #[test]
