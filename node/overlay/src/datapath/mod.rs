@@ -284,6 +284,8 @@ impl Datapath {
         for handle in due {
             if let Some(link) = self.links.get_mut(&handle) {
                 link.conn.handle_timeout(now);
+                // Set anew when the link is driven, which a full socket may put off.
+                link.timer = None;
                 self.enqueue(handle);
             }
         }
