@@ -1,8 +1,8 @@
 //! Side-by-side measurements against peers, as a table in Markdown.
 //!
-//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `dns`,
-//! `idle`, `schedule`, `store`. Rounds
-//! are interleaved with the peer's and medians are printed, so that a busy machine hurts both sides alike.
+//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `dns`, `idle`,
+//! `overlay`, `schedule`, `store`. Rounds are interleaved with the peer's and medians are printed, so that a busy
+//! machine hurts both sides alike.
 //! Every number is from a real process of a release build, reached the way users reach it.
 
 #![allow(
@@ -17,6 +17,7 @@ mod density;
 mod dns;
 mod http;
 mod idle;
+mod overlay;
 mod pods;
 mod schedule;
 mod statistics;
@@ -37,6 +38,7 @@ const MEASUREMENTS: &[Measurement] = &[
     ("idle", idle::run),
     ("schedule", schedule::run),
     ("store", store::run),
+    ("overlay", overlay::run),
 ];
 
 /// One line of the table.

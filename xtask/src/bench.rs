@@ -11,6 +11,9 @@ use crate::{
 /// The engine's own server, of the engine version that is built in.
 const WASMTIME: &str = "48.0.8";
 
+/// WireGuard in user space, the overlay's peer.
+const BORINGTUN: &str = "0.7.1";
+
 /// Runs every measurement, or the ones named in `args`.
 pub fn run_all(args: &[String]) -> Result<()> {
     tools::packages(&[
@@ -19,6 +22,8 @@ pub fn run_all(args: &[String]) -> Result<()> {
         ("dnsperf", "dnsperf"),
         ("nsd", "nsd"),
         ("kubectl", "kubernetes-client"),
+        ("ip", "iproute2"),
+        ("wg", "wireguard-tools"),
     ])?;
     tools::install(
         "wasmtime",
@@ -31,6 +36,7 @@ pub fn run_all(args: &[String]) -> Result<()> {
         ],
         tools::Build::Released,
     )?;
+    tools::install("boringtun-cli", "boringtun-cli", BORINGTUN, &[], tools::Build::Released)?;
     guests::build()?;
     let ketch = up::build_binary(false)?;
     run(cargo().args(["build", "--release", "--package", "ketch-benches"]))?;

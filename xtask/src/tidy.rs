@@ -27,6 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node/runtime-oci", &["api", "runtime"]),
     ("node/net", &["api"]),
     ("node/dns", &["api", "net"]),
+    ("node/overlay", &["net"]),
     ("node/gateway", &["api", "runtime"]),
     ("node", &["api", "client", "runtime", "net", "dns", "gateway"]),
     ("cli", &["api", "client", "server", "node", "runtime", "runtime-oci", "runtime-wasm"]),

@@ -1,0 +1,249 @@
+//! The peers and how each is reached at the moment.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use ketch_net::Cidr;
+use quinn_proto::ConnectionHandle;
+
+use crate::{
+    config::{Counters, Peer},
+    ranges::{Id, RangeMap, id, plan},
+};
+
+/// How long the peer that dials first (the lower name) is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Pause after the first attempt; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(300);
+
+/// Longest pause: a link that is whole again is in use after at most that and a handshake.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1_200);
+
+/// Longest pause while a relay carries the packets.
+const RELAYED_PAUSE: Duration = Duration::from_secs(10);
+
+/// A relay is asked when this long nothing else was reached.
+const BEFORE_RELAY: Duration = Duration::from_millis(1_000);
+
+/// All peers.
+#[derive(Default)]
+pub(super) struct Peers {
+    nodes: HashMap<Id, Node>,
+    pub(super) ranges: RangeMap,
+}
+
+/// A peer.
+pub(super) struct Node {
+    pub(super) peer: Peer,
+    /// The link that packets are sent on.
+    pub(super) active: Option<ConnectionHandle>,
+    pub(super) counters: Counters,
+    /// The inner packet size last told to the routes.
+    pub(super) mtu: usize,
+    pub(super) dial: Dial,
+}
+
+/// When and where to dial next. Pure.
+#[derive(Debug)]
+pub(super) struct Dial {
+    next: Instant,
+    /// Since when nothing is reached.
+    lost: Instant,
+    relay_next: Instant,
+    attempt: u32,
+    /// Dial although a link is up: the addresses have changed.
+    forced: bool,
+}
+
+// === impl Peers ===
+
+impl Peers {
+    /// Takes over a new list. What is known of peers that stay, stays. Returns the peers that are gone.
+    pub(super) fn replace(&mut self, list: Vec<Peer>, own: &str, local: &[Cidr], now: Instant) -> Vec<Id> {
+        let list: Vec<Peer> = list.into_iter().filter(|peer| peer.name != own).collect();
+        self.ranges = RangeMap::new(&plan(&list, local));
+        let mut before = std::mem::take(&mut self.nodes);
+        for peer in list {
+            let id = id(&peer.name);
+            let node = match before.remove(&id) {
+                Some(node) => node.update(peer, now),
+                None => Node::new(peer, own, now),
+            };
+            self.nodes.insert(id, node);
+        }
+        before.into_keys().collect()
+    }
+
+    pub(super) fn get(&self, id: Id) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: Id) -> Option<&mut Node> {
+        self.nodes.get_mut(&id)
+    }
+
+    pub(super) fn ids(&self) -> Vec<Id> {
+        self.nodes.keys().copied().collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Id, &Node)> {
+        self.nodes.iter()
+    }
+
+    /// The link to `id` and its counters, for sending.
+    pub(super) fn route(&mut self, id: Id) -> Option<(Option<ConnectionHandle>, &mut Counters)> {
+        self.nodes.get_mut(&id).map(|node| (node.active, &mut node.counters))
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    fn new(peer: Peer, own: &str, now: Instant) -> Self {
+        let dial = Dial::new(own < peer.name.as_str(), now);
+        Self { peer, active: None, counters: Counters::default(), mtu: 0, dial }
+    }
+
+    fn update(mut self, peer: Peer, now: Instant) -> Self {
+        if peer.addresses != self.peer.addresses {
+            self.dial.moved(now);
+        }
+        self.peer = peer;
+        self
+    }
+
+    /// The peer that carries packets for this one.
+    pub(super) fn relay(&self) -> Option<Id> {
+        self.peer.relay.as_deref().map(id)
+    }
+
+    /// Where to dial at `now`, if at all; counts as an attempt.
+    pub(super) fn dial(&mut self, now: Instant, up: Up) -> Option<SocketAddr> {
+        let count = u32::try_from(self.peer.addresses.len()).ok().filter(|count| *count > 0)?;
+        let attempt = self.dial.attempt(now, up)?;
+        self.peer.addresses.get(usize::try_from(attempt % count).unwrap_or_default()).copied()
+    }
+}
+
+/// How a peer is reached, for the decision to dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Up {
+    Direct,
+    Relayed,
+    Nothing,
+}
+
+// === impl Dial ===
+
+impl Dial {
+    fn new(first: bool, now: Instant) -> Self {
+        let wait = if first { Duration::ZERO } else { PATIENCE };
+        Self { next: now + wait, lost: now, relay_next: now + BEFORE_RELAY + wait, attempt: 0, forced: false }
+    }
+
+    /// A link came up: what follows is a new story.
+    pub(super) fn reached(&mut self) {
+        self.attempt = 0;
+        self.forced = false;
+    }
+
+    /// The last link is gone.
+    pub(super) fn lost(&mut self, first: bool, now: Instant) {
+        *self = Self::new(first, now);
+    }
+
+    fn moved(&mut self, now: Instant) {
+        self.attempt = 0;
+        self.next = now;
+        self.forced = true;
+    }
+
+    /// The number of the attempt that is due.
+    fn attempt(&mut self, now: Instant, up: Up) -> Option<u32> {
+        if now < self.next || (up == Up::Direct && !self.forced) {
+            return None;
+        }
+        let attempt = self.attempt;
+        let longest = if up == Up::Relayed { RELAYED_PAUSE } else { LONGEST_PAUSE };
+        self.next = now + FIRST_PAUSE.saturating_mul(1 << attempt.min(8)).min(longest);
+        self.attempt = attempt.saturating_add(1);
+        // One forced round: the old link may well be the better one.
+        self.forced &= attempt < 8;
+        Some(attempt)
+    }
+
+    /// Whether a relay is to be tried at `now`; counts as an attempt.
+    pub(super) fn relay(&mut self, now: Instant, up: Up) -> bool {
+        if up != Up::Nothing || now < self.relay_next.max(self.lost + BEFORE_RELAY) {
+            return false;
+        }
+        self.relay_next = now + LONGEST_PAUSE;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(name: &str, addresses: &[&str]) -> Peer {
+        let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        Peer { name: name.into(), addresses, ranges: Vec::new(), relay: None }
+    }
+
+    #[test]
+    fn the_lower_name_dials_first_and_pauses_grow_to_a_bound() {
+        let start = Instant::now();
+        let mut first = Dial::new(true, start);
+        let mut second = Dial::new(false, start);
+        assert_eq!(first.attempt(start, Up::Nothing), Some(0));
+        assert_eq!(second.attempt(start, Up::Nothing), None);
+        assert_eq!(second.attempt(start + PATIENCE, Up::Nothing), Some(0));
+        let mut now = start;
+        for expected in 1..20 {
+            let due = first.next;
+            assert!(due - now <= LONGEST_PAUSE);
+            now = due;
+            assert_eq!(first.attempt(now, Up::Direct), None);
+            assert_eq!(first.attempt(now, Up::Nothing), Some(expected));
+        }
+        assert_eq!(first.next - now, LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_relay_comes_after_some_time_and_slows_dialing() {
+        let start = Instant::now();
+        let mut dial = Dial::new(true, start);
+        assert!(!dial.relay(start, Up::Nothing));
+        assert!(dial.relay(start + BEFORE_RELAY, Up::Nothing));
+        assert!(!dial.relay(start + BEFORE_RELAY, Up::Nothing), "one at a time");
+        for _ in 0..10 {
+            let due = dial.next;
+            dial.attempt(due, Up::Relayed);
+        }
+        let due = dial.next;
+        dial.attempt(due, Up::Relayed);
+        assert_eq!(dial.next - due, RELAYED_PAUSE);
+    }
+
+    #[test]
+    fn a_moved_peer_is_dialed_at_its_new_addresses() {
+        let (now, mut peers) = (Instant::now(), Peers::default());
+        let b = id("b");
+        assert!(peers.replace(vec![peer("a", &[]), peer("b", &["10.0.0.1:1"])], "a", &[], now).is_empty());
+        assert!(peers.get(id("a")).is_none(), "not its own peer");
+        let node = peers.get_mut(b).unwrap();
+        assert_eq!(node.dial(now, Up::Nothing), Some("10.0.0.1:1".parse().unwrap()));
+        node.dial.reached();
+        node.counters.sent = 7;
+        peers.replace(vec![peer("b", &["10.0.0.2:1"])], "a", &[], now);
+        let node = peers.get_mut(b).unwrap();
+        assert_eq!(node.counters.sent, 7);
+        assert_eq!(node.dial(now, Up::Direct), Some("10.0.0.2:1".parse().unwrap()));
+        assert_eq!(peers.replace(Vec::new(), "a", &[], now), [b]);
+    }
+}

@@ -1,0 +1,84 @@
+//! What a datagram (or a stream) between two nodes holds: an inner IP packet as it is, or a QUIC packet
+//! on its way through a relay. IP packets begin with 4 or 6 in the upper half of the first byte, so they
+//! need no header. Pure; the bytes are a peer's.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::ranges::Id;
+
+/// To the relay: forward to the node of this id.
+const FORWARD: u8 = 1;
+/// From the relay: comes from the node of this id.
+const FORWARDED: u8 = 2;
+
+/// Bytes before a relayed packet.
+pub(crate) const HEADER: usize = 9;
+
+/// What came from a peer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Frame {
+    /// An inner packet, not looked at yet.
+    Packet(Bytes),
+    /// A packet for another node.
+    Forward(Id, Bytes),
+    /// A packet of another node.
+    Forwarded(Id, Bytes),
+}
+
+/// Reads a message; `None` when it is none of these.
+pub(crate) fn read(mut message: Bytes) -> Option<Frame> {
+    let first = *message.first()?;
+    if matches!(first >> 4, 4 | 6) {
+        return Some(Frame::Packet(message));
+    }
+    let id: [u8; 8] = message.get(1..HEADER)?.try_into().ok()?;
+    let id = u64::from_be_bytes(id);
+    let packet = message.split_off(HEADER);
+    match first {
+        FORWARD => Some(Frame::Forward(id, packet)),
+        FORWARDED => Some(Frame::Forwarded(id, packet)),
+        _ => None,
+    }
+}
+
+/// The message that asks a relay to forward `packet` to `to`.
+pub(crate) fn forward(to: Id, packet: &[u8]) -> Bytes {
+    relayed(FORWARD, to, packet)
+}
+
+/// The message by which a relay hands over a packet of `from`.
+pub(crate) fn forwarded(from: Id, packet: &[u8]) -> Bytes {
+    relayed(FORWARDED, from, packet)
+}
+
+fn relayed(tag: u8, id: Id, packet: &[u8]) -> Bytes {
+    let mut message = BytesMut::with_capacity(HEADER + packet.len());
+    message.put_u8(tag);
+    message.put_u64(id);
+    message.put_slice(packet);
+    message.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(read(forward(7, b"quic")), Some(Frame::Forward(7, Bytes::from_static(b"quic"))));
+        assert_eq!(read(forwarded(u64::MAX, b"")), Some(Frame::Forwarded(u64::MAX, Bytes::new())));
+        let packet = Bytes::from_static(&[0x45, 0, 0, 20]);
+        assert_eq!(read(packet.clone()), Some(Frame::Packet(packet)));
+        assert_eq!(read(Bytes::from_static(&[1, 0, 0])), None);
+        assert_eq!(read(Bytes::from_static(&[9, 0, 0, 0, 0, 0, 0, 0, 0, 0])), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(message in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = read(Bytes::from(message));
+        }
+    }
+}
