@@ -22,6 +22,7 @@ mod pods;
 mod register;
 mod services;
 mod sources;
+mod streaming;
 mod volumes;
 mod worker;
 mod writer;
