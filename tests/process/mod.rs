@@ -6,3 +6,4 @@ mod first_light;
 mod isolation;
 mod kubectl;
 mod python;
+mod streams;

@@ -154,10 +154,9 @@ async fn forward(pod: &core::Pod, pair: Pair) {
         Ok(connection) => connection,
         Err(cause) => {
             let meta = &pod.metadata;
-            let text = format!(
-                "error forwarding port {port} to pod {}, uid : {cause}",
-                meta.name.as_deref().unwrap_or_default()
-            );
+            let (name, uid) =
+                (meta.name.as_deref().unwrap_or_default(), meta.uid.as_deref().unwrap_or_default());
+            let text = format!("error forwarding port {port} to pod {name}, uid {uid}: {cause}");
             let _ = error.send(text.into()).await;
             error.finish().await;
             return output.finish().await;

@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
         self, Message,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -146,7 +146,9 @@ pub(super) async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
             let sent = match message {
                 Outgoing::Data(channel, bytes) => sink.send(form.encode(channel, &bytes)).await,
                 Outgoing::Close => {
-                    let _ = sink.close().await;
+                    // Clients take any other code for a failure.
+                    let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+                    let _ = sink.send(Message::Close(Some(normal))).await;
                     break;
                 }
             };

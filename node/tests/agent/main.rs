@@ -7,4 +7,5 @@ mod network;
 mod router;
 mod runtime;
 mod setup;
+mod streams;
 mod volumes;
