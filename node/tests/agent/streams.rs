@@ -59,7 +59,8 @@ async fn bench() -> Bench {
     }
     let mut pod = String::new();
     for name in ["web", "cli"] {
-        let running = api.wait(&path(name), "running", |pod| {
+        let at = path(name);
+        let running = api.wait(&at, "running", |pod| {
             pod.is_some_and(|pod| {
                 pod["status"]["containerStatuses"][0]["state"].get("running").is_some()
                     && pod["status"]["podIP"].is_string()

@@ -1,7 +1,7 @@
 //! A connection against a peer made of frames.
 
 use bytes::Bytes;
-use tokio::{io::DuplexStream, task::JoinHandle};
+use tokio::{io::DuplexStream, task::JoinSet};
 
 use super::*;
 use crate::Closed;
@@ -13,13 +13,14 @@ struct Peer {
     encoder: Encoder,
     decoder: Decoder,
     buffer: BytesMut,
-    run: JoinHandle<Result<(), Error>>,
+    run: JoinSet<Result<(), Error>>,
 }
 
 fn connect(limits: Limits) -> (Peer, Incoming, Closer) {
     let (io, far) = tokio::io::duplex(4096);
     let (connection, incoming, closer) = Connection::new(far, limits);
-    let run = tokio::spawn(connection.run());
+    let mut run = JoinSet::new();
+    run.spawn(connection.run());
     let peer = Peer { io, encoder: Encoder::new(), decoder: Decoder::new(), buffer: BytesMut::new(), run };
     (peer, incoming, closer)
 }
@@ -82,7 +83,7 @@ async fn a_stream_carries_bytes_both_ways() {
     assert_eq!(peer.next().await, data(1, "", true));
     assert_eq!(peer.next().await, Some(Frame::GoAway { last: 1, status: 0 }));
     drop(peer.io);
-    peer.run.await.unwrap().unwrap();
+    peer.run.join_next().await.unwrap().unwrap().unwrap();
     assert!(incoming.next().await.is_none());
 }
 
@@ -92,7 +93,7 @@ async fn a_peer_that_stays_is_left_in_the_end() {
     closer.close().await;
     assert_eq!(peer.next().await, Some(Frame::GoAway { last: 0, status: 0 }));
     assert_eq!(peer.next().await, None);
-    peer.run.await.unwrap().unwrap();
+    peer.run.join_next().await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -157,13 +158,17 @@ async fn no_spdy_ends_the_connection() {
     let (mut peer, mut incoming, _closer) = connect(Limits::default());
     peer.io.write_all(b"\x80\x02\x00\x01\x00\x00\x00\x00").await.unwrap();
     assert!(incoming.next().await.is_none());
-    assert!(matches!(peer.run.await.unwrap(), Err(Error::Malformed(Malformed::Version(2)))));
+    assert!(matches!(
+        peer.run.join_next().await.unwrap().unwrap(),
+        Err(Error::Malformed(Malformed::Version(2)))
+    ));
 }
 
 #[tokio::test]
 async fn a_peer_that_only_makes_work_is_left() {
     let (mut peer, mut incoming, _closer) = connect(Limits { streams: 2, held: 1 << 20 });
-    let drain = tokio::spawn(async move { while incoming.next().await.is_some() {} });
+    let mut drain = JoinSet::new();
+    drain.spawn(async move { while incoming.next().await.is_some() {} });
     let flood = async {
         let mut bytes = BytesMut::new();
         for id in (1..200_000).step_by(2) {
@@ -177,6 +182,6 @@ async fn a_peer_that_only_makes_work_is_left() {
         panic!("it takes everything");
     };
     tokio::time::timeout(PATIENCE, flood).await.unwrap();
-    assert!(matches!(peer.run.await.unwrap(), Err(Error::Flooded)));
-    drain.await.unwrap();
+    assert!(matches!(peer.run.join_next().await.unwrap().unwrap(), Err(Error::Flooded)));
+    drain.join_next().await.unwrap().unwrap();
 }

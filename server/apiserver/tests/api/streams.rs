@@ -1,6 +1,9 @@
 //! exec, attach and port-forward: who may, and bytes to a node that is elsewhere.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use async_trait::async_trait;
 use axum::{Router, body::Body, extract, routing::any};
@@ -21,7 +24,7 @@ use tokio::{
 use crate::harness::{Harness, PODS};
 
 /// Reaches a node over HTTP/1.1 connections.
-struct Elsewhere(SocketAddr);
+struct Elsewhere(SocketAddr, Mutex<JoinSet<()>>);
 
 #[async_trait]
 impl NodeConnector for Elsewhere {
@@ -31,7 +34,7 @@ impl NodeConnector for Elsewhere {
         let io = TokioIo::new(TcpStream::connect(self.0).await.map_err(Status::internal)?);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(io).await.map_err(Status::internal)?;
-        tokio::spawn(connection.with_upgrades());
+        self.1.lock().unwrap().spawn(async move { connection.with_upgrades().await.unwrap() });
         let response = sender.send_request(request).await.map_err(Status::internal)?;
         Ok(response.map(Body::new))
     }
@@ -39,7 +42,8 @@ impl NodeConnector for Elsewhere {
 
 /// A node whose programs say how they were called, then all that they are told.
 async fn node(tasks: &mut JoinSet<()>) -> SocketAddr {
-    let echo = any(async |mut request: extract::Request| {
+    let sessions = Arc::new(Mutex::new(JoinSet::new()));
+    let echo = any(async move |mut request: extract::Request| {
         let said = format!(
             "{} {} {}|",
             request.method(),
@@ -48,7 +52,7 @@ async fn node(tasks: &mut JoinSet<()>) -> SocketAddr {
         );
         assert!(!request.headers().contains_key(header::AUTHORIZATION));
         let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
+        sessions.lock().unwrap().spawn(async move {
             let (mut reader, mut writer) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
             writer.write_all(said.as_bytes()).await.unwrap();
             tokio::io::copy(&mut reader, &mut writer).await.unwrap();
@@ -81,7 +85,8 @@ async fn pod(harness: &Harness, bound: bool) {
 async fn bytes_reach_a_node_that_is_elsewhere() {
     let mut tasks = JoinSet::new();
     let node = node(&mut tasks).await;
-    let harness = Harness::with(|config| config.nodes = Some(Arc::new(Elsewhere(node)))).await;
+    let harness =
+        Harness::with(|config| config.nodes = Some(Arc::new(Elsewhere(node, Mutex::default())))).await;
     pod(&harness, true).await;
     let mut client = TcpStream::connect(serve(&mut tasks, harness.server.router()).await).await.unwrap();
     let head = format!(
@@ -102,7 +107,7 @@ async fn bytes_reach_a_node_that_is_elsewhere() {
 #[tokio::test]
 async fn what_cannot_be_is_refused_in_upstreams_words() {
     let harness = Harness::with(|config| {
-        config.nodes = Some(Arc::new(Elsewhere(SocketAddr::from(([127, 0, 0, 1], 1)))));
+        config.nodes = Some(Arc::new(Elsewhere(SocketAddr::from(([127, 0, 0, 1], 1)), Mutex::default())));
     })
     .await;
     let exec = format!("{PODS}/p/exec?command=x");
