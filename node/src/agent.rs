@@ -20,6 +20,7 @@ use crate::{
     register::Registration,
     services::LocalServices,
     sources::Sources,
+    streaming::Sessions,
 };
 
 /// How long tasks may take to end.
@@ -65,6 +66,7 @@ impl Node {
             api: options.api.clone(),
             sources: Sources::new(options.client.clone()),
             network: options.network.clone(),
+            sessions: Sessions::new(tasks.clone(), stop.clone()),
             capacity: host::Facts::read(&root).totals(),
             events,
             root,
@@ -77,8 +79,8 @@ impl Node {
         Ok(Self { context, stop, tasks })
     }
 
-    /// The node's own API, in the kubelet's shape: `/containerLogs/{namespace}/{pod}/{container}`,
-    /// `/stats/summary`, `/healthz`. Without authentication: for connections that were authenticated.
+    /// The node's own API, in the kubelet's shape: `/containerLogs/{namespace}/{pod}/{container}`, `/exec/…`,
+    /// `/attach/…`, `/portForward/{namespace}/{pod}`, `/stats/summary`, `/healthz`. Without authentication: for connections that were authenticated.
     pub fn router(&self) -> axum::Router {
         api::router(Arc::clone(&self.context))
     }

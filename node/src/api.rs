@@ -1,4 +1,4 @@
-//! The node's own HTTP API, in the kubelet's shape: logs, statistics, health. It has no authentication of
+//! The node's own HTTP API, in the kubelet's shape: logs, streams, statistics, health. It has no authentication of
 //! its own: it is reached only over connections that the node opened, or in process.
 
 mod stats;
@@ -11,7 +11,7 @@ use axum::{
     extract::{Path, Query as Parameters, State},
     http::{Response, StatusCode, header},
     response::IntoResponse,
-    routing::get,
+    routing::{any, get},
 };
 use jiff::Timestamp;
 use ketch_api::k8s::api::core::v1 as core;
@@ -20,6 +20,7 @@ use crate::{
     context::Context,
     logs::{self, Query, Reader},
     machine::container_id,
+    streaming,
 };
 
 /// Parameters of a log request.
@@ -40,6 +41,9 @@ pub(crate) fn router(context: Arc<Context>) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
+        .route("/exec/{namespace}/{pod}/{container}", any(streaming::exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(streaming::attach))
+        .route("/portForward/{namespace}/{pod}", any(streaming::port_forward))
         .route("/stats/summary", get(stats::summary))
         .with_state(context)
 }

@@ -15,6 +15,7 @@ use crate::{
     options::{ApiAddress, RuntimeEntry, Unavailable},
     services::LocalServices,
     sources::Sources,
+    streaming::Sessions,
 };
 
 /// Places of the runtimes in the list: WebAssembly first.
@@ -42,6 +43,8 @@ pub(crate) struct Context {
     pub(crate) sources: Sources,
     /// Where Services for environments are looked up.
     pub(crate) network: Option<Arc<ClusterNetwork>>,
+    /// exec, attach and port-forward connections.
+    pub(crate) sessions: Sessions,
     /// CPUs and bytes of memory of the node.
     pub(crate) capacity: (i64, i64),
 }

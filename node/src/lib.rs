@@ -28,6 +28,7 @@ mod proxy;
 mod register;
 mod services;
 mod sources;
+mod streaming;
 mod volumes;
 mod worker;
 mod writer;

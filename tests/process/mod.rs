@@ -12,3 +12,4 @@ mod network;
 mod ordinary_user;
 mod python;
 mod registry;
+mod streams;

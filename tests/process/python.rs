@@ -22,9 +22,8 @@ for event in watch.Watch().stream(core.list_namespaced_config_map, "default", re
 print(seen, core.read_namespaced_config_map("py", "default").data)
 "#;
 
-#[test]
-fn the_python_client_lists_watches_and_patches() {
-    let python = root().join("target/tools/python/bin");
+/// Makes the client present in the virtual environment at `python`.
+pub(super) fn install(python: &std::path::Path) {
     if !python.join("kubernetes-installed").is_file() {
         succeeded(
             "pip",
@@ -32,6 +31,12 @@ fn the_python_client_lists_watches_and_patches() {
         );
         std::fs::write(python.join("kubernetes-installed"), "").unwrap();
     }
+}
+
+#[test]
+fn the_python_client_lists_watches_and_patches() {
+    let python = root().join("target/tools/python/bin");
+    install(&python);
     let ketch = Ketch::start();
     let output = Command::new(python.join("python"))
         .args(["-c", SCRIPT])

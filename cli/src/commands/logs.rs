@@ -37,12 +37,7 @@ pub(crate) struct Arguments {
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let cluster = arguments.connection.open().await?;
-    let pods = match arguments.what.split_once('/') {
-        Some(("function" | "functions" | "fn", name)) => function_pods(&cluster, name).await?,
-        Some(("pod" | "pods" | "po", name)) => vec![name.to_owned()],
-        Some((kind, _)) => return Err(anyhow!("logs are of pods and functions, not of {kind}")),
-        None => vec![arguments.what.clone()],
-    };
+    let pods = pods(&cluster, &arguments.what).await?;
     let several = pods.len() > 1;
     let mut streams = Vec::new();
     for pod in pods {
@@ -56,6 +51,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         output::line(line.context("the log ended early")?);
     }
     Ok(())
+}
+
+/// Names of the pods that POD or function/NAME means.
+pub(super) async fn pods(cluster: &Cluster, what: &str) -> Result<Vec<String>> {
+    match what.split_once('/') {
+        Some(("function" | "functions" | "fn", name)) => function_pods(cluster, name).await,
+        Some(("pod" | "pods" | "po", name)) => Ok(vec![name.to_owned()]),
+        Some((kind, _)) => Err(anyhow!("this is about pods and functions, not about {kind}")),
+        None => Ok(vec![what.to_owned()]),
+    }
 }
 
 async fn function_pods(cluster: &Cluster, name: &str) -> Result<Vec<String>> {

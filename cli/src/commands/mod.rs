@@ -6,6 +6,7 @@ mod connect;
 mod delete;
 mod deploy;
 mod doctor;
+mod exec;
 mod get;
 mod internal;
 mod kubeconfig;
@@ -14,6 +15,7 @@ mod logs;
 mod machine;
 mod node;
 mod pod_range;
+mod port_forward;
 mod process;
 mod service_proxy;
 mod token;
@@ -56,6 +58,10 @@ enum Command {
     Delete(delete::Arguments),
     /// Print what a pod or a function has written.
     Logs(logs::Arguments),
+    /// Run a program in a container that runs: `ketch exec POD -- PROGRAM ARGUMENTS`.
+    Exec(exec::Arguments),
+    /// Make ports of a pod reachable on this machine: `ketch port-forward POD 8080:80`.
+    PortForward(port_forward::Arguments),
     /// Make a token: to log in to the console, or to join a node.
     Token(token::Arguments),
     /// Print the administrator's kubeconfig, or merge it into yours.
@@ -103,6 +109,8 @@ impl Cli {
             Command::Apply(arguments) => client(apply::run(arguments)),
             Command::Delete(arguments) => client(delete::run(arguments)),
             Command::Logs(arguments) => client(logs::run(arguments)),
+            Command::Exec(arguments) => client_code(exec::run(arguments)),
+            Command::PortForward(arguments) => client(port_forward::run(arguments)),
             Command::Token(arguments) => client(token::run(arguments)),
             Command::Kubeconfig(arguments) => kubeconfig::run(&arguments),
             Command::Doctor(flags) => doctor::run(flags),
@@ -118,8 +126,18 @@ impl Cli {
 
 /// Runs a client command on a small runtime.
 fn client(command: impl Future<Output = Result<()>>) -> Result<ExitCode> {
+    client_code(async {
+        command.await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// The same for a command with an exit code of its own.
+fn client_code(command: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
     connect::install_crypto();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(command)?;
-    Ok(ExitCode::SUCCESS)
+    let result = runtime.block_on(command);
+    // A thread that reads the terminal would hold up the end until the next key.
+    runtime.shutdown_background();
+    result
 }

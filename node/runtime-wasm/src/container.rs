@@ -7,7 +7,7 @@ use ketch_runtime::{ContainerId, ContainerState, ContainerStatus, PodId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{command::Outcome, context::Surroundings, http::Service};
+use crate::{command::Outcome, context::Surroundings, http::Service, images::Stored, limits::Meter};
 
 /// What the runtime keeps of a container.
 pub(crate) struct Container {
@@ -15,6 +15,9 @@ pub(crate) struct Container {
     pub(crate) pod: PodId,
     pub(crate) name: String,
     pub(crate) around: Arc<Surroundings>,
+    /// Its image.
+    pub(crate) stored: Stored,
+    pub(crate) meter: Meter,
     /// Its HTTP service, when it has one.
     pub(crate) service: Option<Arc<Service>>,
     pub(crate) state: watch::Sender<ContainerState>,

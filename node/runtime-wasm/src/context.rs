@@ -17,10 +17,11 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::{
     engine::EngineHost,
+    exec::Pipes,
     keyvalue::Buckets,
     limits::{Counters, HEADER_BYTES, HOSTCALL_BYTES, Limiter, RANDOM_BYTES, RESOURCES},
     outbound::{Connections, Outbound, from_pod},
-    output::Output,
+    output::{Output, Taps},
     sockets::{self, Policy},
 };
 
@@ -59,6 +60,7 @@ impl Pod {
 }
 
 /// What the instances of one container share.
+#[derive(Clone)]
 pub(crate) struct Surroundings {
     pub(crate) engine: Arc<EngineHost>,
     pub(crate) pod: Arc<Pod>,
@@ -72,6 +74,10 @@ pub(crate) struct Surroundings {
     pub(crate) memory: Option<u64>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) log: Log,
+    /// Where the standard streams go instead of the log.
+    pub(crate) pipes: Option<Pipes>,
+    /// Who else reads the output.
+    pub(crate) taps: Arc<Taps>,
 }
 
 impl Surroundings {
@@ -140,11 +146,14 @@ impl Surroundings {
 
     fn wasi(&self) -> Result<WasiCtxBuilder, Error> {
         let mut wasi = WasiCtx::builder();
-        wasi.args(&self.args)
-            .envs(&self.env)
-            .stdout(Output::new(self.log.stream(Stream::Stdout)))
-            .stderr(Output::new(self.log.stream(Stream::Stderr)))
-            .max_random_size(RANDOM_BYTES);
+        wasi.args(&self.args).envs(&self.env).max_random_size(RANDOM_BYTES);
+        match &self.pipes {
+            Some(pipes) => pipes.connect(&mut wasi),
+            None => {
+                let output = |stream| Output::new(self.log.stream(stream), stream, Arc::clone(&self.taps));
+                wasi.stdout(output(Stream::Stdout)).stderr(output(Stream::Stderr));
+            }
+        }
         if let Some(dir) = &self.working_dir {
             wasi.initial_cwd(dir);
         }

@@ -15,6 +15,7 @@ mod config;
 mod container;
 mod context;
 mod engine;
+mod exec;
 mod http;
 mod images;
 mod keyvalue;

@@ -13,7 +13,7 @@ use ketch_api::wasm::World;
 use ketch_net::netns;
 use ketch_runtime::{
     Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
-    HttpService, Image, ImageSource, Network, PodId, PodSandbox, Protocol, Runtime, Usage,
+    HttpService, Image, ImageSource, Network, PodId, PodSandbox, Protocol, Runtime, Session, Streams, Usage,
     log::{LogLimits, Logs},
 };
 use tokio::{
@@ -29,6 +29,7 @@ use crate::{
     container::Container,
     context::{Pod, Surroundings},
     engine::{EngineHost, Host, Layout},
+    exec,
     http::{self, InProcess, Service, ServiceOptions},
     images::{self, Content, Images, Layer, Stored},
     keyvalue::Memory,
@@ -226,16 +227,18 @@ impl WasmRuntime {
             memory,
             counters: Arc::clone(&counters),
             log: self.logs.open(&spec.log),
+            pipes: None,
+            taps: Arc::default(),
         });
         let over = self.over.child_token();
         let meter = self.meter(&around, spec);
         let service = stored.world.is_http().then(|| {
             Service::new(ServiceOptions {
                 around: Arc::clone(&around),
-                meter,
+                meter: meter.clone(),
                 programs: Arc::clone(&self.programs),
                 images: Arc::clone(&self.images),
-                stored,
+                stored: stored.clone(),
                 timeout: spec.request_timeout,
                 concurrency: spec.concurrency,
                 reuse: spec.reuse,
@@ -247,6 +250,8 @@ impl WasmRuntime {
             pod: pod.clone(),
             name: spec.name.clone(),
             around,
+            stored,
+            meter,
             service,
             state: watch::Sender::new(ContainerState::Created),
             closing: over.child_token(),
@@ -276,7 +281,7 @@ impl WasmRuntime {
                 let program = self.programs.get(&self.images, stored).await?;
                 // A directory that cannot be mounted fails the start, not the program.
                 container.around.check()?;
-                self.launch_command(container, program, spec);
+                self.launch_command(container, program);
                 Ok(())
             }
         }
@@ -320,12 +325,11 @@ impl WasmRuntime {
         Ok(())
     }
 
-    fn launch_command(&self, container: &Arc<Container>, program: Arc<Program>, spec: &ContainerSpec) {
-        let meter = self.meter(&container.around, spec);
+    fn launch_command(&self, container: &Arc<Container>, program: Arc<Program>) {
         container.running();
         let container = Arc::clone(container);
         self.tasks.spawn(async move {
-            let outcome = command::run(&container.around, &meter, program, &container.over).await;
+            let outcome = command::run(&container.around, &container.meter, program, &container.over).await;
             let outcome = outcome.unwrap_or_else(|error| Outcome {
                 code: 128,
                 reason: "StartError",
@@ -513,5 +517,32 @@ impl Runtime for WasmRuntime {
         let running = matches!(*found.state.borrow(), ContainerState::Running { .. });
         let service = found.service.clone().filter(|_| running && !found.closing.is_cancelled())?;
         Some(Arc::new(InProcess(service)))
+    }
+
+    /// Runs a further instance of a `wasi:cli` program; `command` is its arguments, the name first.
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        command: Vec<String>,
+        streams: Streams,
+    ) -> Result<Session, Error> {
+        let found = self.lock().containers.get(container).cloned();
+        let found = found.filter(|container| !container.is_over());
+        let found = found.ok_or_else(|| Error::NotFound(format!("container {}", container.0)))?;
+        if found.service.is_some() {
+            let text = "a WebAssembly component that serves HTTP has no programs to run: exec works on components \
+                        that export wasi:cli/run, and runs another instance of them";
+            return Err(Error::Unsupported(text.to_owned()));
+        }
+        let program = self.programs.get(&self.images, &found.stored).await?;
+        exec::start(&found, program, command, &streams, &self.tasks)
+    }
+
+    /// Follows the output; a guest's input is closed from the start.
+    async fn attach(&self, container: &ContainerId, streams: Streams) -> Result<Session, Error> {
+        let found = self.lock().containers.get(container).cloned();
+        let found = found.filter(|container| !container.is_over());
+        let found = found.ok_or_else(|| Error::NotFound(format!("container {}", container.0)))?;
+        Ok(exec::join(&found, &streams))
     }
 }

@@ -3,6 +3,8 @@
 //! Containers do what their image's [`Behaviour`] says; a test ends them with [`Fake::finish`], makes calls
 //! fail with [`Fake::fail`], and reads what was asked with [`Fake::calls`].
 
+mod exec;
+
 use std::{
     collections::BTreeMap,
     sync::{
@@ -20,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::{
     Body, Capabilities, ContainerId, ContainerSpec, ContainerState, ContainerStatus, CreatedPod, Error,
-    HttpError, HttpService, Image, ImageSource, PodId, PodSandbox, Runtime, Usage,
+    HttpError, HttpService, Image, ImageSource, PodId, PodSandbox, Runtime, Session, Streams, Usage,
     log::{LogLimits, Logs, Stream},
 };
 
@@ -137,6 +139,15 @@ impl Fake {
 
     fn notify(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Name and behaviour of a container that runs.
+    fn running(&self, id: &ContainerId) -> Result<(String, Behaviour), Error> {
+        let state = self.lock();
+        let found =
+            state.containers.get(id).filter(|one| matches!(one.state, ContainerState::Running { .. }));
+        let found = found.ok_or_else(|| Error::NotFound(format!("container {}", id.0)))?;
+        Ok((found.spec.name.clone(), found.behaviour))
     }
 
     /// Logs a line of a container, when there is a log to write.
@@ -281,6 +292,24 @@ impl Runtime for Fake {
         let serves =
             found.behaviour == Behaviour::Http && matches!(found.state, ContainerState::Running { .. });
         serves.then(|| Arc::new(Echo { requests: Arc::clone(&found.requests) }) as Arc<dyn HttpService>)
+    }
+
+    /// A process of this machine; containers of [`Behaviour::Http`] have no programs.
+    async fn exec(
+        &self,
+        container: &ContainerId,
+        command: Vec<String>,
+        streams: Streams,
+    ) -> Result<Session, Error> {
+        let (_, behaviour) = self.running(container)?;
+        match behaviour {
+            Behaviour::Http => Err(Error::Unsupported("it has no programs".to_owned())),
+            _ => exec::start(&command, &streams),
+        }
+    }
+
+    async fn attach(&self, container: &ContainerId, _streams: Streams) -> Result<Session, Error> {
+        Ok(exec::attached(&self.running(container)?.0))
     }
 }
 

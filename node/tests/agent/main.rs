@@ -8,4 +8,5 @@ mod network;
 mod router;
 mod runtime;
 mod setup;
+mod streams;
 mod volumes;

@@ -7,7 +7,7 @@ use axum::Router;
 use jiff::Timestamp;
 use ketch_api::DynStrategy;
 use ketch_store::Storage;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admission::{self, Admission, cluster_ip::ServiceCidr},
@@ -52,7 +52,7 @@ pub struct Config {
     pub reviews: Option<Arc<dyn Reviews>>,
     /// Admission hooks after the built-in ones.
     pub admission: Vec<Arc<dyn Admission>>,
-    /// The way to the nodes, for logs; without it they are answered 503.
+    /// The way to the nodes, for logs, exec, attach and port-forward; without it they are answered 503.
     pub nodes: Option<Arc<dyn NodeConnector>>,
     /// Further paths: OIDC discovery.
     pub paths: Vec<Arc<dyn PathHandler>>,
@@ -96,6 +96,8 @@ pub struct ApiServer {
     pub(crate) limiter: Limiter,
     pub(crate) clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     pub(crate) stopping: CancellationToken,
+    /// Upgraded connections whose bytes are copied to nodes; they end with `stopping`.
+    pub(crate) upgraded: TaskTracker,
 }
 
 impl ApiServer {
@@ -120,6 +122,7 @@ impl ApiServer {
             limiter: Limiter::new(config.limits),
             clock: config.clock,
             stopping: CancellationToken::new(),
+            upgraded: TaskTracker::new(),
         })
     }
 
@@ -140,7 +143,7 @@ impl ApiServer {
         &self.storage
     }
 
-    /// Ends watches and log streams, so that connections can drain, and turns `/readyz` to 503. Other
+    /// Ends watches, log streams and upgraded connections, so that connections can drain, and turns `/readyz` to 503. Other
     /// requests are served on.
     pub fn stop(&self) {
         self.stopping.cancel();

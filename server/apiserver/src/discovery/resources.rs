@@ -38,6 +38,7 @@ pub(crate) struct Entry {
 
 const CHANGE: &[&str] = &["get", "patch", "update"];
 const CREATE: &[&str] = &["create"];
+const CONNECT: &[&str] = &["create", "get"];
 
 /// Everything the server serves, core first.
 pub(crate) fn entries(server: &ApiServer) -> Vec<Entry> {
@@ -92,9 +93,12 @@ fn subs(server: &ApiServer, descriptor: &Descriptor) -> Vec<Sub> {
     let sub = |name, kind, verbs| Sub { name, kind, verbs };
     let mut subs = match (descriptor.group, descriptor.kind) {
         ("", "Pod") => vec![
+            sub("attach", other("", "v1", "PodAttachOptions"), CONNECT),
             sub("binding", other("", "v1", "Binding"), CREATE),
             sub("eviction", other("policy", "v1", "Eviction"), CREATE),
+            sub("exec", other("", "v1", "PodExecOptions"), CONNECT),
             sub("log", own, &["get"]),
+            sub("portforward", other("", "v1", "PodPortForwardOptions"), CONNECT),
         ],
         ("", "Namespace") => vec![sub("finalize", own, &["update"])],
         ("", "ServiceAccount") if server.reviews.is_some() => {

@@ -12,6 +12,7 @@ mod reads;
 mod samples;
 mod security;
 mod services;
+mod streams;
 mod subresources;
 mod watches;
 mod writes;

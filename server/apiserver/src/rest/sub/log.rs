@@ -61,7 +61,7 @@ fn request(call: &Call, pod: &str, container: &str) -> Result<Request<Body>, Sta
 }
 
 /// The node's refusal: a `Status` if it sent one, else its text.
-async fn refusal(answer: http::Response<Body>) -> Status {
+pub(super) async fn refusal(answer: http::Response<Body>) -> Status {
     const LONGEST: usize = 64 << 10;
     let code = answer.status().as_u16();
     let bytes = axum::body::to_bytes(answer.into_body(), LONGEST).await.unwrap_or_default();
@@ -111,7 +111,7 @@ fn names(pod: &Value, list: &str) -> Vec<String> {
 }
 
 /// The container that is meant, in upstream's words where that is not clear (`pkg/registry/core/pod/strategy.go`).
-fn container(pod: &Value, name: &str, wanted: Option<&str>) -> Result<String, Status> {
+pub(super) fn container(pod: &Value, name: &str, wanted: Option<&str>) -> Result<String, Status> {
     let (own, init) = (names(pod, "containers"), names(pod, "initContainers"));
     let ephemeral = names(pod, "ephemeralContainers");
     if let Some(wanted) = wanted {

@@ -13,6 +13,7 @@ pub(crate) mod eviction;
 pub(crate) mod log;
 pub(crate) mod review;
 pub(crate) mod scale;
+pub(crate) mod stream;
 
 /// Runs the verb on the subresource the path names; 404 for one the kind does not have.
 pub(crate) async fn handle(call: &Call, resource: &Arc<Resource>, body: Body) -> Result<Response, Status> {
@@ -30,7 +31,11 @@ pub(crate) async fn handle(call: &Call, resource: &Arc<Resource>, body: Body) ->
         ("", "Pod", "binding", "create") => binding::create(call, resource, body).await,
         ("", "Pod", "eviction", "create") => eviction::create(call, resource, body).await,
         ("", "Pod", "log", "get") => log::get(call, resource).await,
-        ("", "Pod", "log" | "binding" | "eviction", _) | ("", "Namespace", "finalize", _) => {
+        ("", "Pod", "exec" | "attach" | "portforward", "get" | "create") => {
+            stream::connect(call, resource).await
+        }
+        ("", "Pod", "log" | "binding" | "eviction" | "exec" | "attach" | "portforward", _)
+        | ("", "Namespace", "finalize", _) => {
             Err(Status::method_not_allowed(resource.group_resource(), verb))
         }
         (_, _, "status", _) if *status => Err(Status::method_not_allowed(resource.group_resource(), verb)),

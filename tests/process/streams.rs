@@ -1,0 +1,168 @@
+//! exec, attach and port-forward with real clients: kubectl over WebSockets and over SPDY, the Python client,
+//! kube-rs, and our own commands.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use ketch_tests::{Ketch, failed, get, root, succeeded};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A pod that serves HTTP, and one that runs a program and says something all the time.
+const PODS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  containers: [{name: main, image: "ketch.local/default/hello:latest", ports: [{containerPort: 8080}]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: cli}
+spec:
+  containers: [{name: main, image: "ketch.local/default/job:latest", args: ARGUMENTS}]
+"#;
+
+fn with_pods() -> Ketch {
+    let ketch = Ketch::start();
+    // Brings the images into the registry.
+    ketch.deploy("hello", &[]);
+    ketch.deploy("job", &[]);
+    let ticks = ["\"sleep\",\"100\",\"print\",\"tick\""; 600].join(",");
+    ketch.apply(&PODS.replace("ARGUMENTS", &format!("[{ticks}]")));
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/web", "pod/cli", "--timeout=60s"]);
+    ketch
+}
+
+/// `kubectl` over WebSockets or over SPDY.
+fn kubectl(ketch: &Ketch, websockets: bool, arguments: &[&str]) -> Command {
+    let mut command = Command::new("kubectl");
+    let value = websockets.to_string();
+    command.args(arguments).env("KUBECONFIG", ketch.kubeconfig()).stdin(Stdio::null());
+    command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", &value).env("KUBECTL_PORT_FORWARD_WEBSOCKETS", &value);
+    command
+}
+
+/// A command that runs on, killed at the end.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a port-forward and waits for its address.
+fn forwarded(mut command: Command) -> (Running, String) {
+    let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
+    let address = address.unwrap_or_else(|| panic!("not forwarding: {line}")).to_owned();
+    (child, address)
+}
+
+#[test]
+fn kubectl_execs_attaches_and_forwards() {
+    let ketch = with_pods();
+    for websockets in [true, false] {
+        let run = |arguments: &[&str]| kubectl(&ketch, websockets, arguments).output().unwrap();
+        let out = succeeded("exec", run(&["exec", "cli", "--", "job", "print", "one", "print", "two"]));
+        assert_eq!(out, "job starts\none\ntwo\n", "{websockets}");
+        let ended = run(&["exec", "cli", "--", "job", "exit", "7"]);
+        assert_eq!(ended.status.code(), Some(7), "{ended:?}");
+        let lost = run(&["exec", "cli", "--", "job", "nonsense"]);
+        assert!(failed("exec", lost).contains("unknown action \"nonsense\""));
+        let trapped = failed("exec", run(&["exec", "cli", "--", "job", "panic"]));
+        assert!(trapped.contains("it trapped: wasm trap"), "{trapped}");
+        let web = failed("exec", run(&["exec", "web", "--", "sh"]));
+        assert!(web.contains("BadRequest") && web.contains("serves HTTP has no programs to run"), "{web}");
+        let wrong = failed("exec", run(&["exec", "cli", "-c", "none", "--", "x"]));
+        assert!(wrong.contains("container none is not valid for pod cli"), "{wrong}");
+
+        let mut attach = kubectl(&ketch, websockets, &["attach", "cli"]);
+        let mut attach = Running(attach.stdout(Stdio::piped()).spawn().unwrap());
+        let lines = BufReader::new(attach.0.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).take(5).any(|line| line == "tick"), "{websockets}");
+
+        let (_forward, address) =
+            forwarded(kubectl(&ketch, websockets, &["port-forward", "pod/web", "0:8080"]));
+        for _ in 0..3 {
+            assert_eq!(get(&address, "web", "/").unwrap(), (200, "Hello from WebAssembly!\n".to_owned()));
+        }
+    }
+}
+
+#[test]
+fn our_own_commands_do_the_same() {
+    let ketch = with_pods();
+    let out = succeeded("exec", ketch.ketch(&["exec", "cli", "--", "job", "print", "one"]));
+    assert_eq!(out, "job starts\none\n");
+    assert_eq!(ketch.ketch(&["exec", "cli", "--", "job", "exit", "7"]).status.code(), Some(7));
+    let mut command = Command::new(ketch_tests::binary());
+    command.args(["port-forward", "pod/web", ":8080"]).env("KUBECONFIG", ketch.kubeconfig());
+    let (_forward, address) = forwarded(command);
+    assert_eq!(get(&address, "web", "/").unwrap().0, 200);
+}
+
+#[test]
+fn kube_rs_execs_and_forwards() {
+    ketch_tests::install_crypto();
+    let ketch = with_pods();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let api: kube::Api<ketch_api::k8s::api::core::v1::Pod> =
+            kube::Api::namespaced(ketch.client().await, "default");
+        let parameters = kube::api::AttachParams::default();
+        let mut process = api.exec("cli", ["job", "print", "one", "exit", "3"], &parameters).await.unwrap();
+        let (status, mut out) = (process.take_status().unwrap(), String::new());
+        process.stdout().unwrap().read_to_string(&mut out).await.unwrap();
+        assert_eq!(out, "job starts\none\n");
+        assert_eq!(status.await.unwrap().reason.as_deref(), Some("NonZeroExitCode"));
+        let mut forwarder = api.portforward("web", &[8080]).await.unwrap();
+        let mut stream = forwarder.take_stream(8080).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("Hello from WebAssembly!"), "{answer}");
+    });
+}
+
+const SCRIPT: &str = r#"
+from kubernetes import client, config
+from kubernetes.stream import stream, portforward
+config.load_kube_config()
+core = client.CoreV1Api()
+print(stream(core.connect_get_namespaced_pod_exec, "cli", "default", command=["job", "print", "one"],
+    stdin=False, stdout=True, stderr=True, tty=False).strip())
+process = stream(core.connect_get_namespaced_pod_exec, "cli", "default", command=["job", "exit", "4"],
+    stdin=False, stdout=True, stderr=True, tty=False, _preload_content=False)
+process.run_forever(timeout=30)
+print(process.returncode)
+forward = portforward(core.connect_get_namespaced_pod_portforward, "web", "default", ports="8080")
+socket = forward.socket(8080)
+socket.setblocking(True)
+socket.sendall(b"GET / HTTP/1.0\r\nhost: web\r\n\r\n")
+answer = b""
+while True:
+    piece = socket.recv(4096)
+    if not piece:
+        break
+    answer += piece
+print(answer.split(b"\r\n\r\n")[1].decode().strip())
+"#;
+
+#[test]
+fn the_python_client_execs_and_forwards() {
+    let python = root().join("target/tools/python/bin");
+    super::python::install(&python);
+    let ketch = with_pods();
+    let output = Command::new(python.join("python"))
+        .args(["-c", SCRIPT])
+        .env("KUBECONFIG", ketch.kubeconfig())
+        .output();
+    let text = succeeded("python", output.unwrap());
+    assert_eq!(text, "job starts\none\n4\nHello from WebAssembly!\n");
+}
