@@ -112,13 +112,13 @@ fn port(path: &str, port: &NetworkPolicyPort) -> Vec<FieldError> {
     let (at, end) = (format!("{path}.port"), format!("{path}.endPort"));
     match (&port.port, port.end_port) {
         (Some(IntOrString::Int(first)), last) => {
-            errors.extend(invalid_all(&at, *first, validation::port_number(*first)));
+            errors.extend(out_of_range(&at, *first));
             if let Some(last) = last {
                 if last < *first {
                     let detail = "must be greater than or equal to `port`";
                     errors.push(FieldError::invalid(&end, last, detail));
                 }
-                errors.extend(invalid_all(&end, last, validation::port_number(last)));
+                errors.extend(out_of_range(&end, last));
             }
         }
         (Some(IntOrString::String(name)), last) => {
@@ -132,6 +132,11 @@ fn port(path: &str, port: &NetworkPolicyPort) -> Vec<FieldError> {
         (None, None) => {}
     }
     errors
+}
+
+fn out_of_range(path: &str, port: i32) -> Vec<FieldError> {
+    let faults = validation::port_number(port);
+    faults.iter().map(|fault| FieldError::invalid(path, port, fault)).collect()
 }
 
 fn peers(path: &str, peers: Option<&[NetworkPolicyPeer]>) -> Vec<FieldError> {

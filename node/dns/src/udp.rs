@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Encoded answers that are kept per socket.
-const KEPT: usize = 4_096;
+const MOST: usize = 4_096;
 /// Longest question whose answer is kept.
 const KEPT_QUESTION: usize = 300;
 /// Packets answered before others get their turn on the thread.
@@ -75,10 +75,13 @@ async fn send(socket: &UdpSocket, reply: &[u8], client: SocketAddr) {
     }
 }
 
+/// An encoded answer, and the addresses in it that take turns.
+type Kept = (Vec<u8>, Option<Turns>);
+
 /// Encoded answers of one table, by everything of the question but its number.
 struct Memory {
     table: Arc<Table>,
-    kept: HashMap<Box<[u8]>, (Vec<u8>, Option<Turns>)>,
+    kept: HashMap<Box<[u8]>, Kept>,
 }
 
 impl Memory {
@@ -105,7 +108,7 @@ impl Memory {
         if packet.len() > KEPT_QUESTION {
             return;
         }
-        if self.kept.len() >= KEPT {
+        if self.kept.len() >= MOST {
             self.kept.clear();
         }
         let turns = Turns::find(&reply);
