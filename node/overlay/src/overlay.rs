@@ -32,10 +32,6 @@ const FIRST_MTU: u32 = 1380;
 /// The kernel takes no smaller one for a route.
 const LEAST_MTU: u32 = 576;
 
-/// Priority of the packet thread. Packets of all pods pass through it: behind a pod that computes, each
-/// would wait for a time slice of some milliseconds.
-const NICE: i32 = -10;
-
 /// Why an overlay did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum OverlayError {
@@ -193,10 +189,6 @@ impl std::fmt::Debug for Overlay {
 fn spawn(parts: Parts) -> Result<oneshot::Receiver<()>, OverlayError> {
     let (end, ended) = oneshot::channel();
     let body = move || {
-        // Of this thread alone (setpriority(2), "C library/kernel differences").
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
-            tracing::debug!(%error, "the overlay runs at normal priority");
-        }
         Datapath::new(parts).run();
         // The other side may have been dropped.
         let _ = end.send(());
