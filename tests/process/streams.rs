@@ -3,7 +3,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
 };
 
 use ketch_tests::{Ketch, failed, get, root, succeeded};
@@ -44,21 +44,25 @@ fn kubectl(ketch: &Ketch, websockets: bool, arguments: &[&str]) -> Command {
     command
 }
 
-/// A command that runs on, killed at the end.
-struct Running(Child);
+/// A command that runs on, killed at the end. Its output stays open: kubectl dies of writing to a closed one.
+struct Running {
+    child: Child,
+    _output: Option<BufReader<ChildStdout>>,
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
 /// Starts a port-forward and waits for its address.
 fn forwarded(mut command: Command) -> (Running, String) {
-    let mut child = Running(command.stdout(Stdio::piped()).spawn().unwrap());
-    let mut line = String::new();
-    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let (mut output, mut line) = (BufReader::new(child.stdout.take().unwrap()), String::new());
+    output.read_line(&mut line).unwrap();
+    let child = Running { child, _output: Some(output) };
     let address = line.strip_prefix("Forwarding from ").and_then(|rest| rest.split(' ').next());
     let address = address.unwrap_or_else(|| panic!("not forwarding: {line}")).to_owned();
     (child, address)
@@ -83,8 +87,8 @@ fn kubectl_execs_attaches_and_forwards() {
         assert!(wrong.contains("container none is not valid for pod cli"), "{wrong}");
 
         let mut attach = kubectl(&ketch, websockets, &["attach", "cli"]);
-        let mut attach = Running(attach.stdout(Stdio::piped()).spawn().unwrap());
-        let lines = BufReader::new(attach.0.stdout.take().unwrap()).lines();
+        let mut attach = Running { child: attach.stdout(Stdio::piped()).spawn().unwrap(), _output: None };
+        let lines = BufReader::new(attach.child.stdout.take().unwrap()).lines();
         assert!(lines.map_while(Result::ok).take(5).any(|line| line == "tick"), "{websockets}");
 
         let (_forward, address) =
