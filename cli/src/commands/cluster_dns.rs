@@ -17,7 +17,7 @@ use ketch_node::{
 use ketch_server::{Server, User};
 use kube::{
     Api,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 
@@ -79,9 +79,7 @@ impl ClusterDns {
         };
         let client = server.client(User::new("system:ketch-dns", &[ADMIN_GROUP]));
         let slices: Api<EndpointSlice> = Api::namespaced(client, SYSTEM_NAMESPACE);
-        let slice = endpoints(ip, address.port());
-        let apply = PatchParams::apply("ketch-dns").force();
-        if let Err(error) = slices.patch(DNS_SERVICE, &apply, &Patch::Apply(&slice)).await {
+        if let Err(error) = write(&slices, &endpoints(ip, address.port())).await {
             tracing::warn!(%error, "cannot write the endpoints of the Service kube-dns");
         }
     }
@@ -90,6 +88,17 @@ impl ClusterDns {
     pub(crate) async fn shutdown(&self) {
         self.dns.shutdown().await;
     }
+}
+
+async fn write(slices: &Api<EndpointSlice>, slice: &serde_json::Value) -> Result<()> {
+    let patched = slices.patch(DNS_SERVICE, &PatchParams::default(), &Patch::Merge(slice)).await;
+    match patched {
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            slices.create(&PostParams::default(), &serde_json::from_value(slice.clone())?).await?;
+        }
+        other => drop(other?),
+    }
+    Ok(())
 }
 
 fn endpoints(ip: Ipv4Addr, port: u16) -> serde_json::Value {
