@@ -42,3 +42,8 @@ pub const GATEWAY_USER_PREFIX: &str = "system:ketch-gateway:";
 pub const NODE_USER_PREFIX: &str = "system:node:";
 /// Prefix of a service account's user name.
 pub const SERVICE_ACCOUNT_USER_PREFIX: &str = "system:serviceaccount:";
+
+/// Annotation of a Node: where its end of the overlay listens (`IP:PORT`, UDP).
+pub const OVERLAY_ANNOTATION: &str = "ketch.dev/overlay-address";
+/// Annotation of a Node (`true`): nodes that cannot reach each other may use it.
+pub const OVERLAY_RELAY_ANNOTATION: &str = "ketch.dev/overlay-relay";

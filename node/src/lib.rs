@@ -22,6 +22,7 @@ pub mod machine;
 pub mod membership;
 mod network;
 mod options;
+mod overlay;
 mod placement;
 mod pods;
 mod proxy;
@@ -43,7 +44,9 @@ pub use ketch_net::{
     anyip::{AnyIpError, ensure_address as make_address_local, ensure_wasm as make_local},
     nft::Facts as ProxyFacts,
 };
+pub use ketch_overlay::Identity as OverlayIdentity;
 pub use network::{ClusterNetwork, NetworkConfig};
 pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError, Unavailable};
+pub use overlay::{IdentitySource, NodeOverlay, OverlayOptions};
 pub use proxy::ServiceProxy;
 pub use services::LocalServices;

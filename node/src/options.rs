@@ -63,6 +63,8 @@ pub struct NodeOptions {
     pub max_pods: u32,
     /// Labels besides the well-known ones.
     pub labels: Vec<(String, String)>,
+    /// Annotations of the Node object.
+    pub annotations: Vec<(String, String)>,
 }
 
 impl NodeOptions {

@@ -99,10 +99,12 @@ impl Registration {
     /// Brings labels of the object up to date, or makes it.
     async fn register(&mut self) -> Result<(), kube::Error> {
         let labels = self.labels();
+        let annotations: BTreeMap<String, String> = self.options.annotations.iter().cloned().collect();
         let node = core::Node {
             metadata: ObjectMeta {
                 name: Some(self.options.name.clone()),
                 labels: Some(labels.clone()),
+                annotations: Some(annotations.clone()),
                 ..ObjectMeta::default()
             },
             spec: Some(core::NodeSpec {
@@ -113,7 +115,7 @@ impl Registration {
             status: Some(self.status()),
         };
         // The object of a node that joined was made by the server.
-        let patch = serde_json::json!({ "metadata": { "labels": labels } });
+        let patch = serde_json::json!({ "metadata": { "labels": labels, "annotations": annotations } });
         let params = PatchParams::default();
         let made = match self.nodes.patch(&self.options.name, &params, &Patch::Merge(&patch)).await {
             Err(kube::Error::Api(status)) if status.code == 404 => {

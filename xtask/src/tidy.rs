@@ -30,7 +30,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("node/overlay", &["net"]),
     ("node/spdy", &[]),
     ("node/gateway", &["api", "runtime"]),
-    ("node", &["api", "client", "runtime", "net", "dns", "gateway", "spdy"]),
+    ("node", &["api", "client", "runtime", "net", "dns", "gateway", "overlay", "spdy"]),
     ("cli", &["api", "client", "server", "node", "runtime", "runtime-oci", "runtime-wasm"]),
     ("ui/core", &["api"]),
     ("ui", &["api", "ui-core"]),

@@ -1,14 +1,18 @@
 //! The node of `ketch up`: in the process of the control plane, with which it talks as any node does,
 //! through the API.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, anyhow};
 use ketch_api::{
     k8s::api::core::v1 as core,
     names::{GATEWAY_GROUP, GATEWAY_USER_PREFIX, NODE_USER_PREFIX, NODES_GROUP},
 };
-use ketch_node::{ApiAddress, Cidr};
+use ketch_node::{ApiAddress, Cidr, IdentitySource, OverlayIdentity};
 use ketch_runtime_wasm::WasmRuntime;
 use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
@@ -56,6 +60,7 @@ pub(crate) async fn start(
     let pods: Cidr = options.pod_cidr.parse().map_err(|why| anyhow!("--pod-cidr: {why}"))?;
     let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
     let others = ranges_of_others(&client, name).await.context("look at the cluster's nodes")?;
+    let range = PodRange::claim(pods, &options.data_dir, &others)?;
     let membership = Membership {
         name: name.clone(),
         data_dir: options.data_dir.clone(),
@@ -63,7 +68,9 @@ pub(crate) async fn start(
         wide: server.client(User::new(format!("{GATEWAY_USER_PREFIX}{name}"), &[GATEWAY_GROUP])),
         pods,
         services,
-        range: PodRange::claim(pods, &options.data_dir, &others)?,
+        overlay: overlay(server, options, range.cidr)?,
+        relay: true,
+        range,
         address: machine::address_towards(machine::OUTSIDE),
         control_plane: vec![server.api_addr, server.ui_addr, server.quic_addr],
         api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
@@ -76,6 +83,25 @@ pub(crate) async fn start(
     machine.dns.publish(server).await;
     server.set_gateway(machine.gateway.http_addr());
     Ok(machine)
+}
+
+/// Life of the certificate that this node shows to others. It is made at each start.
+const OVERLAY_LIFE: Duration = Duration::from_secs(365 * 86_400);
+
+/// The overlay, when nodes on other machines can come at all: on loopback they cannot.
+fn overlay(server: &Server, options: &Options, range: Cidr) -> Result<Option<(IdentitySource, SocketAddr)>> {
+    if server.quic_addr.ip().is_loopback() {
+        return Ok(None);
+    }
+    let name = &options.node_name;
+    let (key, request) = ketch_node::membership::signing_request(name)?;
+    let signed = server.sign_node(&request.signing_request, name, &[&range.to_string()], OVERLAY_LIFE)?;
+    let identity =
+        OverlayIdentity { certificate: signed.node, key, authority: server.authority().to_owned() };
+    // The control tunnel has the port itself.
+    let port = server.quic_addr.port().checked_add(1).unwrap_or(0);
+    let bind = SocketAddr::new(server.quic_addr.ip(), port);
+    Ok(Some((Arc::new(move || Some(identity.clone())), bind)))
 }
 
 /// Pod addresses of nodes on other machines.

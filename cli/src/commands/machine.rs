@@ -10,8 +10,8 @@ use std::{
 use anyhow::{Context, Result};
 use ketch_api::names::{FORWARDS_LABEL, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
 use ketch_node::{
-    ApiAddress, Cidr, ClusterNetwork, LocalRegistry, NetworkConfig, Node, NodeOptions, PodRanges, Registries,
-    RuntimeEntry,
+    ApiAddress, Cidr, ClusterNetwork, IdentitySource, LocalRegistry, NetworkConfig, Node, NodeOptions,
+    NodeOverlay, OverlayOptions, PodRanges, Registries, RuntimeEntry,
     dns::Namespaces,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
@@ -47,6 +47,10 @@ pub(crate) struct Membership {
     pub(crate) api: ApiAddress,
     /// Who runs containers.
     pub(crate) containerd: Choice,
+    /// Who this node is to other nodes, and where they reach it; `None`: it has no others.
+    pub(crate) overlay: Option<(IdentitySource, SocketAddr)>,
+    /// Whether nodes that cannot reach each other may use this one.
+    pub(crate) relay: bool,
     /// Where to answer DNS; `None`: where it suits.
     pub(crate) dns: Option<SocketAddr>,
 }
@@ -60,6 +64,7 @@ pub(crate) struct Machine {
     pub(crate) dns: ClusterDns,
     containers: Result<Arc<OciRuntime>, Unavailable>,
     proxy: Option<LocalProxy>,
+    overlay: Option<NodeOverlay>,
     network: Arc<ClusterNetwork>,
     _claim: PodRange,
 }
@@ -111,10 +116,22 @@ impl Machine {
         let dns = ClusterDns::start(&membership, &network, later(&pods)).await?;
         let containers = containers(&membership).await;
         let runtimes = Runtimes { wasm: &wasm, containers: &containers };
-        let node = start_node(&membership, &network, runtimes, &dns, proxy.is_some())?;
+        let overlay = start_overlay(&membership).await;
+        let node = start_node(&membership, &network, runtimes, &dns, (proxy.is_some(), overlay.as_ref()))?;
         let _ = pods.set(node.namespaces());
         let gateway = start_gateway(membership.wide, &node, front)?;
-        Ok(Self { node, gateway, wasm, range, dns, containers, proxy, network, _claim: membership.range })
+        Ok(Self {
+            node,
+            gateway,
+            wasm,
+            range,
+            dns,
+            containers,
+            proxy,
+            overlay,
+            network,
+            _claim: membership.range,
+        })
     }
 
     /// Why there are no containers here.
@@ -130,6 +147,9 @@ impl Machine {
         if let Some(proxy) = self.proxy {
             proxy.shutdown().await;
         }
+        if let Some(overlay) = self.overlay {
+            overlay.shutdown().await;
+        }
         self.network.shutdown().await;
         self.wasm.shutdown().await;
         if let Ok(containers) = &self.containers {
@@ -143,7 +163,7 @@ fn start_node(
     network: &Arc<ClusterNetwork>,
     runtimes: Runtimes<'_>,
     dns: &ClusterDns,
-    forwards: bool,
+    (forwards, overlay): (bool, Option<&NodeOverlay>),
 ) -> Result<Node> {
     let range = membership.range.cidr;
     // Neither the first nor the last address of a range is given to a pod.
@@ -162,8 +182,29 @@ fn start_node(
         api: membership.api.clone(),
         max_pods: MAX_PODS.min(addresses),
         labels: forwards.then(|| (FORWARDS_LABEL.to_owned(), "true".to_owned())).into_iter().collect(),
+        annotations: overlay.map(|overlay| overlay.annotations().to_vec()).unwrap_or_default(),
     })
     .context("start the node")
+}
+
+/// `None`, with a word to the log, when there can be none: pods of other nodes are not reached then.
+async fn start_overlay(membership: &Membership) -> Option<NodeOverlay> {
+    let (identity, bind) = membership.overlay.clone()?;
+    if membership.pods.base().is_loopback() || !nix::unistd::Uid::effective().is_root() {
+        // Loopback addresses mean something else on every machine.
+        return None;
+    }
+    let options = OverlayOptions {
+        name: membership.name.clone(),
+        client: membership.wide.clone(),
+        identity,
+        bind,
+        address: membership.address,
+        range: membership.range.cidr,
+        relay: membership.relay,
+    };
+    let started = NodeOverlay::start(options).await;
+    started.inspect_err(|error| tracing::warn!(%error, "pods of other nodes are not reached")).ok().flatten()
 }
 
 /// What runs containers of each kind here.

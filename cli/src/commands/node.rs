@@ -1,11 +1,11 @@
 //! `ketch node`: a node on a machine of its own. Joins once, with a token; comes back without one.
 
-use std::{net::SocketAddr, path::Path, process::ExitCode};
+use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::{Context, Result};
 use ketch_api::join::{Cluster, Token};
 use ketch_node::{
-    ApiAddress, Cidr,
+    ApiAddress, Cidr, IdentitySource, OverlayIdentity,
     membership::{self, Identity, JoinError, Member, ServerAddress},
 };
 use ketch_server::DataDir;
@@ -88,6 +88,15 @@ async fn identity(
     Ok((identity, true))
 }
 
+/// What is on disk, where renewed certificates arrive.
+fn overlay_identity(data_dir: &Path) -> IdentitySource {
+    let path = Identity::path(data_dir);
+    Arc::new(move || {
+        let found = Identity::load(&path).ok().flatten()?;
+        Some(OverlayIdentity { certificate: found.certificate, key: found.key, authority: found.authority })
+    })
+}
+
 async fn start(
     member: &Member,
     cluster: &Cluster,
@@ -120,6 +129,8 @@ async fn start(
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
         api: ApiAddress { host: server.host().to_owned(), port: server.port() },
         containerd: options.containerd.clone(),
+        overlay: Some((overlay_identity(&options.data_dir), options.quic_addr)),
+        relay: false,
         dns: options.dns_addr,
     };
     Machine::start(membership, front).await

@@ -44,6 +44,7 @@ pub fn start_node(
         api: ApiAddress { host: "127.43.0.1".into(), port: 443 },
         max_pods: 110,
         labels: Vec::new(),
+        annotations: Vec::new(),
     };
     change(&mut options);
     let node = Node::start(options).unwrap();

@@ -45,13 +45,16 @@ async fn bench() -> Bench {
         client: api.client(),
         data_dir: dir.path().into(),
         runtimes: vec![RuntimeEntry { handlers: vec!["ketch-wasm".into()], runtime: Arc::new(fake) }],
-        images: Arc::new(Images),
+        unavailable: Vec::new(),
+        dns: None,
+        images: Arc::new(Images::default()),
         network: None,
         pod_cidr: "127.42.0.0/16".parse().unwrap(),
         addresses: vec!["192.0.2.1".parse().unwrap()],
         api: ApiAddress { host: "127.43.0.1".into(), port: 443 },
         max_pods: 110,
         labels: Vec::new(),
+        annotations: Vec::new(),
     })
     .unwrap();
     for (name, image) in [("cli", "cli"), ("web", "web"), ("lost", "missing")] {
