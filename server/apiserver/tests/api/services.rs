@@ -20,7 +20,8 @@ async fn addresses_are_handed_out_kept_and_taken_back() {
     let own = harness.get(&format!("{SERVICES}/kubernetes")).await.expect(200);
     assert_eq!(own["spec"]["clusterIP"], "10.9.0.1");
     let mut seen = HashSet::new();
-    for n in 0..13 {
+    // The network, `kubernetes`, `kube-dns` and the broadcast address are taken.
+    for n in 0..12 {
         let created = harness.post(SERVICES, &service(&format!("s{n}"), json!({}))).await.expect(201);
         let address = created["spec"]["clusterIP"].as_str().unwrap().to_owned();
         assert_eq!(created["spec"]["clusterIPs"], json!([address]));
@@ -43,8 +44,8 @@ async fn addresses_are_handed_out_kept_and_taken_back() {
 async fn explicit_addresses_must_be_free_and_in_range() {
     let harness = Harness::new().await;
     let ask = |name: &str, address: &str| service(name, json!({"clusterIP": address}));
-    harness.post(SERVICES, &ask("a", "10.43.0.10")).await.expect(201);
-    let taken = harness.post(SERVICES, &ask("b", "10.43.0.10")).await;
+    harness.post(SERVICES, &ask("a", "10.43.0.20")).await.expect(201);
+    let taken = harness.post(SERVICES, &ask("b", "10.43.0.20")).await;
     taken.refused(422, "Invalid", "provided IP is already allocated");
     let outside = harness.post(SERVICES, &ask("b", "10.44.0.1")).await;
     outside.refused(422, "Invalid", "not in the valid range");
@@ -55,7 +56,7 @@ async fn explicit_addresses_must_be_free_and_in_range() {
     assert!(external["spec"].get("clusterIP").is_none());
     // An update that leaves the address out keeps it.
     let updated = harness.put(&format!("{SERVICES}/a"), &service("a", json!({}))).await.expect(200);
-    assert_eq!(updated["spec"]["clusterIP"], "10.43.0.10");
+    assert_eq!(updated["spec"]["clusterIP"], "10.43.0.20");
 }
 
 #[tokio::test]
