@@ -52,15 +52,19 @@ async fn programs_run_beside_the_containers_own() {
     assert_eq!(code(session).await, 0);
     // A terminal.
     let tty = Streams { stdin: true, stdout: true, stderr: false, tty: true };
-    let mut session = exec(&rig, &spec, "read line; stty size; read line; exit 3", tty).await;
+    let mut session = exec(&rig, &spec, "while read line; do [ $line = bye ] && exit 3; stty size; done", tty).await;
     session.resize.as_ref().unwrap().send_replace(Some(TerminalSize { width: 123, height: 45 }));
     let mut stdin = session.stdin.take().unwrap();
     let mut lines = BufReader::new(session.stdout.take().unwrap()).lines();
     let sized = async {
         // The size arrives some time after it was set: asked until it is there.
-        stdin.write_all(b"go\n").await.unwrap();
         loop {
-            let line = lines.next_line().await.unwrap().expect("it goes on");
+            stdin.write_all(b"go\n").await.unwrap();
+            // What was typed comes back as well.
+            let mut line = "go".to_owned();
+            while line.trim() == "go" {
+                line = lines.next_line().await.unwrap().expect("it goes on");
+            }
             if line.trim() == "45 123" {
                 break;
             }
