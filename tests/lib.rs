@@ -122,7 +122,9 @@ impl Ketch {
             }
         }
         // Tests of containers say so: a containerd outlives a Ketch that is killed.
-        command.env("KETCH_CONTAINERD", "off");
+        if !flags.contains(&"--containerd") {
+            command.env("KETCH_CONTAINERD", "off");
+        }
         command.args(flags).env_remove("KUBECONFIG").stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();
@@ -260,7 +262,12 @@ impl Node {
     /// The command, with everything but `flags` decided.
     pub fn command(dir: &Path, name: &str, flags: &[&str]) -> Command {
         let mut command = Command::new(binary());
-        command.arg("node").arg("--data-dir").arg(dir).args(["--node-name", name]);
+        command
+            .arg("node")
+            .arg("--data-dir")
+            .arg(dir)
+            .args(["--node-name", name])
+            .env("KETCH_CONTAINERD", "off");
         for flag in ["--http-addr", "--https-addr"] {
             if !flags.contains(&flag) {
                 command.args([flag, "127.0.0.1:0"]);

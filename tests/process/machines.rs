@@ -22,9 +22,9 @@ impl Machines {
     const SERVER: &str = "192.168.217.1";
 
     /// `None`: this user may not make namespaces.
-    fn new() -> Option<Self> {
+    fn new(wall: bool) -> Option<Self> {
         let id = std::process::id();
-        let (server, node) = (format!("ketch-join-s{id}"), format!("ketch-join-n{id}"));
+        let (server, node) = (format!("kj-s{wall}{id}"), format!("kj-n{wall}{id}"));
         if !ip(&format!("netns add {server}")).status.success() {
             eprintln!("skipped: network namespaces need root");
             return None;
@@ -43,6 +43,9 @@ impl Machines {
         ] {
             succeeded(&step, ip(&step));
         }
+        if !wall {
+            return Some(machines);
+        }
         let rules = "table inet wall { chain input { type filter hook input priority 0; policy drop; \
                      ct state established,related accept; iifname \"lo\" accept; }; }";
         let mut nft = machines.run(node, "nft");
@@ -53,7 +56,10 @@ impl Machines {
     /// A command in a namespace.
     fn run(&self, namespace: &str, program: &str) -> Command {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", namespace, program]).env_remove("KUBECONFIG");
+        command
+            .args(["netns", "exec", namespace, program])
+            .env_remove("KUBECONFIG")
+            .env("KETCH_CONTAINERD", "off");
         command
     }
 }
@@ -78,7 +84,7 @@ impl Drop for Daemon {
 
 #[test]
 fn a_node_behind_a_wall_is_reached_through_what_it_opened() {
-    let Some(machines) = Machines::new() else { return };
+    let Some(machines) = Machines::new(true) else { return };
     let dir = tempfile::tempdir().unwrap();
     let (data, at_node) = (dir.path().join("server"), dir.path().join("node"));
     let mut server = machines.run(&machines.server, binary().to_str().unwrap());
@@ -128,6 +134,61 @@ fn a_node_behind_a_wall_is_reached_through_what_it_opened() {
         output if output.stdout == log => Ok(()),
         output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     });
+}
+
+#[test]
+fn pods_of_two_machines_reach_each_other() {
+    let Some(machines) = Machines::new(false) else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (data, at_node) = (dir.path().join("server"), dir.path().join("node"));
+    let mut server = machines.run(&machines.server, binary().to_str().unwrap());
+    server.args(["up", "--node-name", "near", "--api-addr", "0.0.0.0:6443", "--quic-addr", "0.0.0.0:6444"]);
+    server.args(["--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0", "--data-dir"]).arg(&data);
+    let _server = Daemon(quiet(&mut server, dir.path(), "server.log").spawn().unwrap());
+    let kubeconfig = data.join("admin.kubeconfig");
+    until("the server", || std::fs::metadata(data.join("run.json")).map(drop).map_err(|e| e.to_string()));
+    let client = |program: &str, arguments: &[&str]| {
+        let mut command = machines.run(&machines.server, program);
+        command.args(arguments).env("KUBECONFIG", &kubeconfig).output().unwrap()
+    };
+    let kubectl = |arguments: &[&str]| succeeded("kubectl", client("kubectl", arguments));
+    let address = format!("https://{}:6443", Machines::SERVER);
+    let made = client(binary().to_str().unwrap(), &["token", "create", "--server", &address]);
+    let token = succeeded("ketch token create", made).trim().to_owned();
+    let mut node = machines.run(&machines.node, binary().to_str().unwrap());
+    node.args(["node", "--node-name", "far", "--server", &address, "--token", &token, "--data-dir"])
+        .arg(&at_node);
+    let _node = Daemon(quiet(&mut node, dir.path(), "node.log").spawn().unwrap());
+    until("node far", || {
+        is_ready(&kubectl(&["get", "node", "far", "--ignore-not-found", "-o", READY]), "True")
+    });
+    let image = guest("hello");
+    let deploy = ["deploy", image.to_str().unwrap(), "--timeout", "120"];
+    succeeded("deploy", client(binary().to_str().unwrap(), &deploy));
+    for name in ["near", "far"] {
+        let spec = format!(
+            r#"{{"spec": {{"nodeSelector": {{"kubernetes.io/hostname": "{name}"}}, "runtimeClassName": "ketch-wasm"}}}}"#
+        );
+        let image = "--image=ketch.local/default/hello:latest";
+        kubectl(&["run", name, image, "--port=8080", "--overrides", &spec]);
+        kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+    }
+    let ip = |pod: &str| kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"]);
+    let (near, far) = (ip("near"), ip("far"));
+    // From the machine itself, and from pod to pod, both ways.
+    for (namespace, target) in [(&machines.server, &far), (&machines.node, &near)] {
+        let url = format!("http://{target}:8080/");
+        until(&format!("{target} from {namespace}"), || {
+            let output =
+                machines.run(namespace, "curl").args(["-s", "--max-time", "2", &url]).output().unwrap();
+            if output.status.success() { Ok(()) } else { Err(output.status.to_string()) }
+        });
+    }
+    for (namespace, from, to) in [(&machines.server, &near, &far), (&machines.node, &far, &near)] {
+        let url = format!("http://{from}:8080/fetch?url=http://{to}:8080/");
+        let output = machines.run(namespace, "curl").args(["-s", "--max-time", "10", &url]).output().unwrap();
+        assert_eq!(succeeded("fetch", output), "Hello from WebAssembly!\n", "{from} to {to}");
+    }
 }
 
 const READY: &str = "jsonpath={.status.conditions[?(@.type=='Ready')].status}";

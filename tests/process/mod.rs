@@ -1,6 +1,7 @@
 //! The real binary, driven by real clients.
 
 mod bad_input;
+mod containers;
 mod crash;
 mod first_light;
 mod full_disk;

@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 
 use crate::{
-    console, guests,
+    console, guests, images,
     shell::{cargo, output, program, root, say, step},
     tidy, tools, up,
 };
@@ -16,6 +16,7 @@ const STEPS: &[Step] = &[
     ("console", console::build),
     ("console size", console_size),
     ("workloads", guests::build),
+    ("container images", images::build),
     ("foreign workloads", guests::build_foreign),
     ("binary", || up::build_binary(true).map(drop)),
     ("unit tests", unit),

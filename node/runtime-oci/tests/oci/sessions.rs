@@ -52,7 +52,8 @@ async fn programs_run_beside_the_containers_own() {
     assert_eq!(code(session).await, 0);
     // A terminal.
     let tty = Streams { stdin: true, stdout: true, stderr: false, tty: true };
-    let mut session = exec(&rig, &spec, "while read line; do [ $line = bye ] && exit 3; stty size; done", tty).await;
+    let mut session =
+        exec(&rig, &spec, "while read line; do [ $line = bye ] && exit 3; stty size; done", tty).await;
     session.resize.as_ref().unwrap().send_replace(Some(TerminalSize { width: 123, height: 45 }));
     let mut stdin = session.stdin.take().unwrap();
     let mut lines = BufReader::new(session.stdout.take().unwrap()).lines();

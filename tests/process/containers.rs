@@ -1,0 +1,140 @@
+//! Containers and components in one cluster and in one pod, with real containerd, runc, Redis and nginx.
+
+use std::process::Command;
+
+use ketch_tests::{Ketch, get, is_root, root, succeeded, until};
+
+/// A Ketch with containers and the sample images in its registry; with ranges of its own, because one Ketch
+/// of a machine has a Service range. `None`: there can be none here.
+struct Containers {
+    ketch: Option<Ketch>,
+    dir: tempfile::TempDir,
+}
+
+const RANGES: [&str; 4] = ["--service-cidr", "10.153.0.0/16", "--pod-cidr", "10.152.0.0/16"];
+
+impl Containers {
+    fn start() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let containers = Self { ketch: Some(Self::run(&dir)), dir };
+        let push = Command::new(root().join("examples/push-images"))
+            .arg(containers.ketch().address("api-addr"))
+            .env("KUBECONFIG", containers.ketch().kubeconfig())
+            .output();
+        succeeded("push-images", push.unwrap());
+        containers.ketch().deploy("visits", &[]);
+        Some(containers)
+    }
+
+    fn run(dir: &tempfile::TempDir) -> Ketch {
+        Ketch::start_in(
+            dir.path(),
+            &[&RANGES[..], &["--containerd", "managed", "--dns-addr", "10.153.0.10:53"]].concat(),
+        )
+    }
+
+    fn ketch(&self) -> &Ketch {
+        self.ketch.as_ref().unwrap()
+    }
+
+    fn crash_and_restart(&mut self) {
+        drop(self.ketch.take());
+        self.ketch = Some(Self::run(&self.dir));
+    }
+
+    /// Names of the containers that the kernel runs for this Ketch.
+    fn processes(&self) -> Vec<String> {
+        let socket = self.dir.path().join("node/containerd/containerd.sock");
+        let mut list = Command::new("ctr");
+        let list = list.arg("-a").arg(socket).args(["-n", "k8s.io", "tasks", "list", "-q"]).output().unwrap();
+        let mut names: Vec<String> =
+            String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        // Containers outlive a Ketch that is killed: pods are deleted while it still runs.
+        if let Some(ketch) = &self.ketch {
+            ketch.kubectl(&[
+                "delete",
+                "deployments,functions,pods",
+                "--all",
+                "--grace-period=1",
+                "--timeout=60s",
+            ]);
+            ketch.kubectl(&["wait", "--for=delete", "pods", "--all", "--timeout=60s"]);
+        }
+        drop(self.ketch.take());
+        let pid = std::fs::read_to_string(self.dir.path().join("node/containerd/containerd.pid"));
+        if let Ok(pid) = pid {
+            let _ = Command::new("kill").arg(pid.trim()).status();
+        }
+    }
+}
+
+fn answers(ketch: &Ketch, service: &str, port: u16, part: &str) -> String {
+    let ip = ketch.kubectl_ok(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}"]);
+    until(&format!("{service} to answer"), || match get(&format!("{ip}:{port}"), service, "/") {
+        Ok((200, body)) if body.contains(part) => Ok(body),
+        other => Err(format!("{other:?}")),
+    })
+}
+
+fn example(ketch: &Ketch, name: &str) {
+    let file = root().join("examples").join(name);
+    ketch.kubectl_ok(&["apply", "-f", file.to_str().unwrap()]);
+}
+
+#[test]
+fn components_and_containers_work_together() {
+    let Some(mut containers) = Containers::start() else { return };
+    let ketch = containers.ketch();
+    example(ketch, "mixed.yaml");
+    for deployment in ["deployment/redis", "deployment/front"] {
+        succeeded("rollout", ketch.kubectl(&["rollout", "status", deployment, "--timeout=60s"]));
+    }
+    assert_eq!(answers(ketch, "front", 80, "visit"), "visit 1\n");
+    let wide = ketch.kubectl_ok(&["get", "pods", "-o", "wide", "--no-headers"]);
+    for line in wide.lines() {
+        assert!(line.contains("10.152.") && line.contains("Running"), "every pod has an address:\n{wide}");
+    }
+    let asked = ["exec", "deployment/redis", "--", "redis-cli", "get", "visits"];
+    assert_eq!(ketch.kubectl_ok(&asked).trim(), "1");
+    assert!(ketch.kubectl_ok(&["logs", "deployment/redis"]).contains("Ready to accept connections"));
+
+    example(ketch, "sidecar.yaml");
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/sidecar", "--timeout=60s"]);
+    ketch.kubectl_ok(&["expose", "pod", "sidecar", "--port=80", "--target-port=8080"]);
+    assert_eq!(answers(ketch, "sidecar", 80, "visit"), "visit 1\n", "a Redis of its own, at localhost");
+
+    files_are_copied(ketch);
+    let before = containers.processes();
+    containers.crash_and_restart();
+    // The container has not stopped: the count goes on.
+    answers(containers.ketch(), "front", 80, "visit 2");
+    assert_eq!(containers.processes(), before, "containers outlive the daemon");
+    answers(containers.ketch(), "sidecar", 80, "visit 2");
+}
+
+fn files_are_copied(ketch: &Ketch) {
+    let busybox =
+        ["run", "box", "--image=ketch.local/default/busybox:latest", "--command", "--", "sleep", "3600"];
+    ketch.kubectl_ok(&busybox);
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/box", "--timeout=60s"]);
+    let file = ketch.dir.join("copied");
+    std::fs::write(&file, "there and back\n").unwrap();
+    ketch.kubectl_ok(&["cp", file.to_str().unwrap(), "box:/tmp/copied"]);
+    let back = ketch.dir.join("back");
+    ketch.kubectl_ok(&["cp", "box:/tmp/copied", back.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(back).unwrap(), "there and back\n");
+    let code = ketch.kubectl(&["exec", "box", "--", "sh", "-c", "exit 7"]).status.code();
+    assert_eq!(code, Some(7));
+    let name = ketch.kubectl_ok(&["exec", "box", "--", "nslookup", "redis.default.svc.cluster.local"]);
+    assert!(name.contains("10.153."), "{name}");
+}
