@@ -70,6 +70,9 @@ const IMAGES: &[Image] = &[
 pub fn build() -> Result<()> {
     tools::packages(&[("objdump", "binutils"), ("tar", "tar"), ("gzip", "gzip")])?;
     fs::create_dir_all(DIST)?;
+    if output(program("apt-cache").args(["show", "busybox-static"])).is_none_or(|text| text.is_empty()) {
+        tools::refresh_packages()?;
+    }
     for image in IMAGES {
         let archive = Path::new(DIST).join(format!("{}.tar", image.name));
         if !archive.is_file() {
@@ -196,11 +199,7 @@ fn libraries(packages: &[&str]) -> Result<Vec<String>> {
         output(program("apt-cache").args(["depends", "--recurse"]).args(ONLY).args(packages))
             .unwrap_or_default()
     };
-    let mut text = list();
-    if text.is_empty() {
-        tools::refresh_packages()?;
-        text = list();
-    }
+    let text = list();
     let library =
         |name: &&str| (name.starts_with("lib") && !name.ends_with("-perl")) || name.starts_with("zlib");
     let names: Vec<&str> =

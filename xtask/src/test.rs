@@ -38,6 +38,7 @@ pub fn run(filter: Option<&str>) -> Result<()> {
     }
     tools::build_packages()?;
     tools::container_packages()?;
+    tools::test_packages()?;
     for (name, action) in chosen {
         step(name, action)?;
     }
@@ -71,7 +72,6 @@ fn unit() -> Result<()> {
 }
 
 fn integration() -> Result<()> {
-    tools::packages(&[("kubectl", "kubernetes-client"), ("skopeo", "skopeo")])?;
     crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]))?;
     match tools::oldest_kubectl() {
         Some(kubectl) => {

@@ -60,9 +60,20 @@ pub fn build_packages() -> Result<()> {
     packages(&[("cc", "gcc"), ("make", "make"), ("protoc", "protobuf-compiler")])
 }
 
-/// What runs containers, and the program that test images are made of.
+/// What a node uses to run containers and to lead packets to them.
 pub fn container_packages() -> Result<()> {
-    packages(&[("containerd", "containerd"), ("runc", "runc"), ("busybox", "busybox-static")])
+    packages(&[("containerd", "containerd"), ("runc", "runc"), ("nft", "nftables")])
+}
+
+/// What only tests use.
+pub fn test_packages() -> Result<()> {
+    packages(&[
+        ("busybox", "busybox-static"),
+        ("curl", "curl"),
+        ("ip", "iproute2"),
+        ("kubectl", "kubernetes-client"),
+        ("skopeo", "skopeo"),
+    ])
 }
 
 /// Adds rustup targets.

@@ -11,6 +11,7 @@ use crate::{
 /// Builds what is missing, then becomes `ketch up`.
 pub fn run(debug: bool, args: &[String]) -> Result<()> {
     tools::build_packages()?;
+    tools::container_packages()?;
     console::build()?;
     guests::build()?;
     let binary = build_binary(debug)?;
