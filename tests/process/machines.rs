@@ -82,33 +82,77 @@ impl Drop for Daemon {
     }
 }
 
+/// A server on one machine and node `far` on the other.
+struct Joined {
+    // Dropped in this order: processes end before their machines go.
+    daemons: Vec<Daemon>,
+    machines: Machines,
+    dir: tempfile::TempDir,
+}
+
+impl Joined {
+    /// `server`: how the first one is started, but for its data directory.
+    fn start(machines: Machines, server: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut joined = Self { daemons: Vec::new(), machines, dir };
+        let data = joined.dir.path().join("server");
+        joined.spawn(
+            &joined.machines.server.clone(),
+            "server.log",
+            &[server, &["--data-dir", text(&data)]].concat(),
+        );
+        until("the server", || std::fs::metadata(data.join("run.json")).map(drop).map_err(|e| e.to_string()));
+        let address = format!("https://{}:6443", Machines::SERVER);
+        let made = joined.client(text(&binary()), &["token", "create", "--server", &address]);
+        let token = succeeded("ketch token create", made).trim().to_owned();
+        let data = joined.dir.path().join("node");
+        let node = [
+            "node",
+            "--node-name",
+            "far",
+            "--server",
+            &address,
+            "--token",
+            &token,
+            "--data-dir",
+            text(&data),
+        ];
+        joined.spawn(&joined.machines.node.clone(), "node.log", &node);
+        until("node far", || {
+            is_ready(&joined.kubectl(&["get", "node", "far", "--ignore-not-found", "-o", READY]), "True")
+        });
+        joined
+    }
+
+    fn spawn(&mut self, namespace: &str, log: &str, arguments: &[&str]) {
+        let mut command = self.machines.run(namespace, text(&binary()));
+        command.args(arguments);
+        self.daemons.push(Daemon(quiet(&mut command, self.dir.path(), log).spawn().unwrap()));
+    }
+
+    /// A client program at the server, as its administrator.
+    fn client(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = self.machines.run(&self.machines.server, program);
+        command.args(arguments).env("KUBECONFIG", self.dir.path().join("server/admin.kubeconfig"));
+        command.output().unwrap()
+    }
+
+    fn kubectl(&self, arguments: &[&str]) -> String {
+        succeeded("kubectl", self.client("kubectl", arguments))
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
 #[test]
 fn a_node_behind_a_wall_is_reached_through_what_it_opened() {
     let Some(machines) = Machines::new(true) else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let (data, at_node) = (dir.path().join("server"), dir.path().join("node"));
-    let mut server = machines.run(&machines.server, binary().to_str().unwrap());
     // The defaults: every address, 6443 and 6444.
-    server.args(["server", "--data-dir"]).arg(&data);
-    let _server = Daemon(quiet(&mut server, dir.path(), "server.log").spawn().unwrap());
-    let kubeconfig = data.join("admin.kubeconfig");
-    until("the server", || std::fs::metadata(data.join("run.json")).map(drop).map_err(|e| e.to_string()));
-    let client = |program: &str, arguments: &[&str]| {
-        let mut command = machines.run(&machines.server, program);
-        command.args(arguments).env("KUBECONFIG", &kubeconfig).output().unwrap()
-    };
-    let kubectl = |arguments: &[&str]| succeeded("kubectl", client("kubectl", arguments));
-
-    let address = format!("https://{}:6443", Machines::SERVER);
-    let made = client(binary().to_str().unwrap(), &["token", "create", "--server", &address]);
-    let token = succeeded("ketch token create", made).trim().to_owned();
-    let mut node = machines.run(&machines.node, binary().to_str().unwrap());
-    node.args(["node", "--node-name", "far", "--server", &address, "--token", &token, "--data-dir"])
-        .arg(&at_node);
-    let _node = Daemon(quiet(&mut node, dir.path(), "node.log").spawn().unwrap());
-    until("node far", || {
-        is_ready(&kubectl(&["get", "node", "far", "--ignore-not-found", "-o", READY]), "True")
-    });
+    let joined = Joined::start(machines, &["server"]);
+    let client = |program: &str, arguments: &[&str]| joined.client(program, arguments);
+    let (kubectl, machines) = (|arguments: &[&str]| joined.kubectl(arguments), &joined.machines);
 
     // A job that writes something and waits: its log is at the node.
     let image = guest("job");
@@ -139,29 +183,13 @@ fn a_node_behind_a_wall_is_reached_through_what_it_opened() {
 #[test]
 fn pods_of_two_machines_reach_each_other() {
     let Some(machines) = Machines::new(false) else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let (data, at_node) = (dir.path().join("server"), dir.path().join("node"));
-    let mut server = machines.run(&machines.server, binary().to_str().unwrap());
-    server.args(["up", "--node-name", "near", "--api-addr", "0.0.0.0:6443", "--quic-addr", "0.0.0.0:6444"]);
-    server.args(["--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0", "--data-dir"]).arg(&data);
-    let _server = Daemon(quiet(&mut server, dir.path(), "server.log").spawn().unwrap());
-    let kubeconfig = data.join("admin.kubeconfig");
-    until("the server", || std::fs::metadata(data.join("run.json")).map(drop).map_err(|e| e.to_string()));
-    let client = |program: &str, arguments: &[&str]| {
-        let mut command = machines.run(&machines.server, program);
-        command.args(arguments).env("KUBECONFIG", &kubeconfig).output().unwrap()
-    };
-    let kubectl = |arguments: &[&str]| succeeded("kubectl", client("kubectl", arguments));
-    let address = format!("https://{}:6443", Machines::SERVER);
-    let made = client(binary().to_str().unwrap(), &["token", "create", "--server", &address]);
-    let token = succeeded("ketch token create", made).trim().to_owned();
-    let mut node = machines.run(&machines.node, binary().to_str().unwrap());
-    node.args(["node", "--node-name", "far", "--server", &address, "--token", &token, "--data-dir"])
-        .arg(&at_node);
-    let _node = Daemon(quiet(&mut node, dir.path(), "node.log").spawn().unwrap());
-    until("node far", || {
-        is_ready(&kubectl(&["get", "node", "far", "--ignore-not-found", "-o", READY]), "True")
-    });
+    let up = ["up", "--node-name", "near", "--api-addr", "0.0.0.0:6443", "--quic-addr", "0.0.0.0:6444"];
+    let joined = Joined::start(
+        machines,
+        &[&up[..], &["--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"]].concat(),
+    );
+    let client = |program: &str, arguments: &[&str]| joined.client(program, arguments);
+    let (kubectl, machines) = (|arguments: &[&str]| joined.kubectl(arguments), &joined.machines);
     let image = guest("hello");
     let deploy = ["deploy", image.to_str().unwrap(), "--timeout", "120"];
     succeeded("deploy", client(binary().to_str().unwrap(), &deploy));
