@@ -60,17 +60,47 @@ pub(crate) struct Cluster {
     run: Value,
 }
 
+/// Ranges of a cluster that programs outside of it reach; those of the tests are others.
+const REACHABLE: [&str; 8] = [
+    "--containerd",
+    "managed",
+    "--pod-cidr",
+    "10.142.0.0/16",
+    "--service-cidr",
+    "10.143.0.0/16",
+    "--dns-addr",
+    "10.143.0.10:53",
+];
+
 impl Cluster {
-    /// Starts one and waits until it is ready.
+    /// Starts one that runs WebAssembly, and waits until it is ready.
     pub(crate) fn start() -> Result<Self> {
+        Self::start_with(&["--containerd", "off", "--dns-addr", "127.0.0.1:0"])
+    }
+
+    /// Starts one that runs containers too and has the sample images. Needs root.
+    pub(crate) fn with_containers() -> Result<Self> {
+        let cluster = Self::start_with(&REACHABLE)?;
+        let address = cluster.address("api-addr")?;
+        let pushed = Command::new("examples/push-images")
+            .arg(address)
+            .env("KUBECONFIG", cluster.kubeconfig())
+            .output()
+            .context("start examples/push-images")?;
+        if !pushed.status.success() {
+            bail!("push-images: {}", String::from_utf8_lossy(&pushed.stderr));
+        }
+        Ok(cluster)
+    }
+
+    fn start_with(flags: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let mut command = Command::new(binary());
         command.arg("up").arg("--data-dir").arg(directory.path()).args(["--node-name", "bench"]);
-        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr", "--dns-addr"] {
+        for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr"] {
             command.args([flag, "127.0.0.1:0"]);
         }
-        // A containerd would outlive it.
-        command.env("KETCH_CONTAINERD", "off");
+        command.args(flags);
         let process = Process::start(&mut command)?;
         let file = directory.path().join("run.json");
         let run = until("ketch up", || serde_json::from_str(&fs::read_to_string(&file).ok()?).ok())?;
@@ -104,10 +134,42 @@ impl Cluster {
         self.directory.path().join("admin.kubeconfig")
     }
 
+    /// `ctr` on the cluster's own containerd.
+    pub(crate) fn ctr(&self, args: &[&str]) -> Result<String> {
+        ctr(self.directory.path(), args)
+    }
+
     /// A client with the administrator's rights.
     pub(crate) async fn client(&self) -> Result<kube::Client> {
         Ok(ketch_client::from_kubeconfig(&self.kubeconfig(), None).await?)
     }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Containers would outlive it.
+        end_containers(self.directory.path(), &self.kubeconfig(), &mut Command::new("kubectl"));
+    }
+}
+
+/// `ctr` on the containerd that the Ketch of a data directory has started.
+pub(crate) fn ctr(data: &Path, args: &[&str]) -> Result<String> {
+    let socket = data.join("node/containerd/containerd.sock");
+    let output = Command::new("ctr").arg("--address").arg(socket).args(args).output().context("start ctr")?;
+    if !output.status.success() {
+        bail!("ctr {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Deletes a cluster's pods with `kubectl`, and ends the containerd that the Ketch of `data` has started.
+pub(crate) fn end_containers(data: &Path, kubeconfig: &Path, kubectl: &mut Command) {
+    let Ok(pid) = fs::read_to_string(data.join("node/containerd/containerd.pid")) else { return };
+    let delete = ["delete", "deployments,functions,pods", "--all", "--grace-period=1", "--timeout=60s"];
+    let quiet =
+        kubectl.args(delete).env("KUBECONFIG", kubeconfig).stdout(Stdio::null()).stderr(Stdio::null());
+    let _ = quiet.status();
+    let _ = Command::new("kill").arg(pid.trim()).status();
 }
 
 /// Polls until there is something.
@@ -125,7 +187,7 @@ pub(crate) fn until<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> Resu
 }
 
 /// The binary under test.
-fn binary() -> PathBuf {
+pub(crate) fn binary() -> PathBuf {
     std::env::var_os("KETCH").map_or_else(|| "target/release/ketch".into(), PathBuf::from)
 }
 

@@ -1,7 +1,8 @@
 //! Side-by-side measurements against peers, as a table in Markdown.
 //!
-//! `ketch-bench [NAME…]` runs all measurements or the named ones: `http`, `pods`, `density`, `dns`, `idle`,
-//! `overlay`, `schedule`, `store`. Rounds are interleaved with the peer's and medians are printed, so that a busy
+//! `ketch-bench [NAME…]` runs all measurements or the named ones: `containers`, `density`,
+//! `dns`, `http`, `idle`, `neighbours`, `overlay`, `pods`, `schedule`, `services`, `store`, `traffic`. Rounds are
+//! interleaved with the peer's and medians are printed, so that a busy
 //! machine hurts both sides alike.
 //! Every number is from a real process of a release build, reached the way users reach it.
 
@@ -13,15 +14,19 @@
 )]
 
 mod cluster;
+mod containers;
 mod density;
 mod dns;
 mod http;
 mod idle;
+mod neighbours;
 mod overlay;
 mod pods;
 mod schedule;
+mod services;
 mod statistics;
 mod store;
+mod traffic;
 
 use anyhow::{Result, bail};
 
@@ -36,9 +41,13 @@ const MEASUREMENTS: &[Measurement] = &[
     ("density", density::run),
     ("dns", dns::run),
     ("idle", idle::run),
+    ("neighbours", neighbours::run),
     ("schedule", schedule::run),
     ("store", store::run),
     ("overlay", overlay::run),
+    ("containers", containers::run),
+    ("services", services::run),
+    ("traffic", traffic::run),
 ];
 
 /// One line of the table.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use futures::TryStreamExt;
 use ketch_api::k8s::api::core::v1::Pod;
 use kube::{
-    Api,
+    Api, ResourceExt,
     api::{DeleteParams, PostParams, WatchEvent, WatchParams},
 };
 use serde_json::json;
@@ -41,25 +41,29 @@ async fn measure(cluster: &Cluster) -> Result<(Vec<f64>, Vec<f64>)> {
     let (mut ready, mut first) = (Vec::new(), Vec::new());
     for number in 0..PODS {
         let name = format!("bench-{number}");
-        let version =
-            api.list_metadata(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
-        let params = WatchParams::default().fields(&format!("metadata.name={name}"));
-        let mut events = Box::pin(api.watch(&params, &version).await?);
-        let start = Instant::now();
-        api.create(&PostParams::default(), &pod(&name)?).await?;
-        let address = loop {
-            let event = events.try_next().await?.context("the watch ended")?;
-            if let WatchEvent::Modified(pod) = event
-                && let Some(address) = ready_address(&pod)
-            {
-                break address;
-            }
-        };
-        ready.push(start.elapsed().as_secs_f64() * 1e3);
+        let (time, address) = create(&api, &pod(&name)?).await?;
+        ready.push(time);
         first.push(first_byte(&address)?);
         api.delete(&name, &DeleteParams::default().grace_period(0)).await?;
     }
     Ok((ready, first))
+}
+
+/// Creates a pod: milliseconds until a watch shows it Ready, and its address.
+pub(crate) async fn create(api: &Api<Pod>, pod: &Pod) -> Result<(f64, String)> {
+    let version = api.list_metadata(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
+    let params = WatchParams::default().fields(&format!("metadata.name={}", pod.name_any()));
+    let mut events = Box::pin(api.watch(&params, &version).await?);
+    let start = Instant::now();
+    api.create(&PostParams::default(), pod).await?;
+    loop {
+        let event = events.try_next().await?.context("the watch ended")?;
+        if let WatchEvent::Modified(pod) = event
+            && let Some(address) = ready_address(&pod)
+        {
+            return Ok((start.elapsed().as_secs_f64() * 1e3, address));
+        }
+    }
 }
 
 fn pod(name: &str) -> Result<Pod> {

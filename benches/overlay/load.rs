@@ -8,32 +8,32 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::tunnels::Setup;
+use super::tunnels::Path;
 use crate::statistics::percentile;
 
 const TIME: Duration = Duration::from_secs(4);
 const PINGS: usize = 3_000;
 
 /// One round.
-pub(super) struct Figures {
-    pub(super) gigabits: f64,
+pub(crate) struct Figures {
+    pub(crate) gigabits: f64,
     /// Microseconds.
-    pub(super) p50: f64,
-    pub(super) p99: f64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
 }
 
-pub(super) fn measure(setup: &Setup) -> Result<Figures> {
-    let gigabits = stream(setup)?;
-    let mut times = pings(setup)?;
+pub(crate) fn measure(path: &Path) -> Result<Figures> {
+    let gigabits = stream(path)?;
+    let mut times = pings(path)?;
     Ok(Figures { gigabits, p50: percentile(&mut times, 500), p99: percentile(&mut times, 990) })
 }
 
 /// Gigabits per second that arrive.
-fn stream(setup: &Setup) -> Result<f64> {
-    let to = SocketAddr::new(setup.b_address, 0);
-    let listener = setup.b.within(move || Ok(TcpListener::bind(to)?))?;
+fn stream(path: &Path) -> Result<f64> {
+    let to = SocketAddr::new(path.b_address, 0);
+    let listener = path.b.within(move || Ok(TcpListener::bind(to)?))?;
     let target = listener.local_addr()?;
-    let sender = setup.a.spawn(move || {
+    let sender = path.a.spawn(move || {
         let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(10))?;
         let (data, start) = (vec![0x5a; 1 << 17], Instant::now());
         while start.elapsed() < TIME {
@@ -56,10 +56,10 @@ fn stream(setup: &Setup) -> Result<f64> {
 }
 
 /// Round trip times in microseconds.
-fn pings(setup: &Setup) -> Result<Vec<f64>> {
-    let (near, far) = (SocketAddr::new(setup.a_address, 0), SocketAddr::new(setup.b_address, 0));
-    let near = setup.a.within(move || Ok(UdpSocket::bind(near)?))?;
-    let far = setup.b.within(move || Ok(UdpSocket::bind(far)?))?;
+fn pings(path: &Path) -> Result<Vec<f64>> {
+    let (near, far) = (SocketAddr::new(path.a_address, 0), SocketAddr::new(path.b_address, 0));
+    let near = path.a.within(move || Ok(UdpSocket::bind(near)?))?;
+    let far = path.b.within(move || Ok(UdpSocket::bind(far)?))?;
     near.connect(far.local_addr()?)?;
     near.set_read_timeout(Some(Duration::from_secs(2)))?;
     let echo = std::thread::spawn(move || -> std::io::Result<()> {

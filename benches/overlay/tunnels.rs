@@ -11,16 +11,23 @@ use ketch_overlay::{DeviceConfig, Identity, Overlay, OverlayConfig, Peer};
 use rcgen::{CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tokio::sync::{oneshot, watch};
 
-use super::namespace::{Namespace, ip};
+use super::namespace::{Namespace, Place, ip};
 
-/// Two nodes and what runs on them.
-pub(super) struct Setup {
+/// Two ends of a path and what runs between them.
+pub(crate) struct Setup {
     // Ends before the namespaces do.
     _running: Vec<Running>,
-    pub(super) a: Namespace,
-    pub(super) b: Namespace,
-    pub(super) a_address: IpAddr,
-    pub(super) b_address: IpAddr,
+    pub(crate) a: Namespace,
+    pub(crate) b: Namespace,
+    pub(crate) path: Path,
+}
+
+/// Where two sides are, and their addresses.
+pub(crate) struct Path {
+    pub(crate) a: Place,
+    pub(crate) b: Place,
+    pub(crate) a_address: IpAddr,
+    pub(crate) b_address: IpAddr,
 }
 
 /// What ends when it is dropped.
@@ -45,7 +52,7 @@ impl Drop for Running {
 }
 
 /// Two namespaces and a cable of Ethernet's size.
-pub(super) fn cable() -> Result<Setup> {
+pub(crate) fn cable() -> Result<Setup> {
     let (a, b) = (Namespace::new("a")?, Namespace::new("b")?);
     let link = ["link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns"];
     let mut args = vec!["-n", &a.name];
@@ -57,7 +64,8 @@ pub(super) fn cable() -> Result<Setup> {
         ns.ip("link set eth0 up")?;
     }
     let address = |number| Ipv4Addr::new(192, 0, 2, number).into();
-    Ok(Setup { _running: Vec::new(), a, b, a_address: address(1), b_address: address(2) })
+    let path = Path { a: a.place.clone(), b: b.place.clone(), a_address: address(1), b_address: address(2) };
+    Ok(Setup { _running: Vec::new(), a, b, path })
 }
 
 /// A cable and Ketch's overlay over it.
@@ -68,8 +76,8 @@ pub(super) fn overlay() -> Result<Setup> {
     params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority = (params.self_signed(&key)?.pem(), Issuer::new(params, key));
     setup._running = vec![node(&setup.a, &authority, (1, 2))?, node(&setup.b, &authority, (2, 1))?];
-    (setup.a_address, setup.b_address) = (pod(1), pod(2));
-    settle(&setup)?;
+    (setup.path.a_address, setup.path.b_address) = (pod(1), pod(2));
+    settle(&setup.path)?;
     Ok(setup)
 }
 
@@ -99,7 +107,7 @@ fn node(
         relay: None,
     };
     let (stop, stopped) = oneshot::channel::<()>();
-    let thread = ns.spawn(move || {
+    let thread = ns.place.spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let (_peers, peers) = watch::channel(vec![peer]);
@@ -113,7 +121,7 @@ fn node(
 }
 
 /// A cable and WireGuard in user space over it.
-pub(super) fn boringtun() -> Result<Setup> {
+pub(super) fn wireguard() -> Result<Setup> {
     let mut setup = cable()?;
     let (a, b) = (keys()?, keys()?);
     // Control sockets are named after interfaces, in one folder for all namespaces.
@@ -123,19 +131,18 @@ pub(super) fn boringtun() -> Result<Setup> {
     for (ns, own, other, (private, _), public) in sides {
         let interface = format!("wg{own}-{id}");
         let child = Command::new("ip")
-            .args(["netns", "exec", &ns.name, "boringtun-cli", "--foreground", "--disable-drop-privileges"])
-            .arg(&interface)
+            .args(["netns", "exec", &ns.name, "wireguard-go", "--foreground", &interface])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .context("start boringtun-cli")?;
+            .context("start wireguard-go")?;
         running.push(Running::Process(child));
         configure(ns, &interface, (own, other), private, public)?;
     }
     setup._running = running;
     let address = |number| IpAddr::from(Ipv4Addr::new(10, 91, 0, number));
-    (setup.a_address, setup.b_address) = (address(1), address(2));
-    settle(&setup)?;
+    (setup.path.a_address, setup.path.b_address) = (address(1), address(2));
+    settle(&setup.path)?;
     Ok(setup)
 }
 
@@ -169,7 +176,7 @@ fn configure(
         if status.success() {
             break;
         }
-        ensure!(start.elapsed() < Duration::from_secs(10), "boringtun does not take its configuration");
+        ensure!(start.elapsed() < Duration::from_secs(10), "wireguard-go does not take its configuration");
         std::thread::sleep(Duration::from_millis(50));
     }
     ns.ip(&format!("address add 10.91.0.{own}/24 dev {interface}"))?;
@@ -178,10 +185,10 @@ fn configure(
 }
 
 /// Waits until packets come through and the path's size is known.
-fn settle(setup: &Setup) -> Result<()> {
-    let (near, far) = (SocketAddr::new(setup.a_address, 0), SocketAddr::new(setup.b_address, 0));
-    let near = setup.a.within(move || Ok(UdpSocket::bind(bound(near)?)?))?;
-    let far = setup.b.within(move || Ok(UdpSocket::bind(bound(far)?)?))?;
+fn settle(path: &Path) -> Result<()> {
+    let (near, far) = (SocketAddr::new(path.a_address, 0), SocketAddr::new(path.b_address, 0));
+    let near = path.a.within(move || Ok(UdpSocket::bind(bound(near)?)?))?;
+    let far = path.b.within(move || Ok(UdpSocket::bind(bound(far)?)?))?;
     far.set_read_timeout(Some(Duration::from_millis(100)))?;
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(20) {

@@ -148,7 +148,8 @@ impl Pods {
                 let _ = seen.send(report);
             }
         }
-        let worker = Worker::new(Arc::clone(&self.context), pod, targets, reports);
+        // Boxed: a task would have room for it three times.
+        let worker = Box::new(Worker::new(Arc::clone(&self.context), pod, targets, reports));
         let key = uid.clone();
         self.tasks.spawn(async move {
             worker.run().await;

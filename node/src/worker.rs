@@ -100,7 +100,7 @@ impl Worker {
 
     /// Works until the pod is gone. Cancel-safe in the sense that nothing but what the runtime and the API
     /// know is needed to go on.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         // What the runtime has already, after a restart of the agent, comes before the first decision.
         while let Ok(seen) = self.seen.try_recv() {
             self.see(seen);

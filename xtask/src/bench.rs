@@ -3,16 +3,13 @@
 use anyhow::Result;
 
 use crate::{
-    guests,
+    guests, images,
     shell::{cargo, program, root, run},
     tools, up,
 };
 
 /// The engine's own server, of the engine version that is built in.
 const WASMTIME: &str = "48.0.8";
-
-/// WireGuard in user space, the overlay's peer.
-const BORINGTUN: &str = "0.7.1";
 
 /// Runs every measurement, or the ones named in `args`.
 pub fn run_all(args: &[String]) -> Result<()> {
@@ -24,7 +21,10 @@ pub fn run_all(args: &[String]) -> Result<()> {
         ("kubectl", "kubernetes-client"),
         ("ip", "iproute2"),
         ("wg", "wireguard-tools"),
+        ("wireguard-go", "wireguard-go"),
+        ("skopeo", "skopeo"),
     ])?;
+    tools::container_packages()?;
     tools::install(
         "wasmtime",
         "wasmtime-cli",
@@ -36,8 +36,8 @@ pub fn run_all(args: &[String]) -> Result<()> {
         ],
         tools::Build::Released,
     )?;
-    tools::install("boringtun-cli", "boringtun-cli", BORINGTUN, &[], tools::Build::Released)?;
     guests::build()?;
+    images::build()?;
     let ketch = up::build_binary(false)?;
     run(cargo().args(["build", "--release", "--package", "ketch-benches"]))?;
     run(program(root().join("target/release/ketch-bench")).env("KETCH", ketch).args(args))

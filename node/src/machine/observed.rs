@@ -236,8 +236,8 @@ pub struct Observed {
     pub prepare_failures: u32,
     /// Address.
     pub ip: Option<IpAddr>,
-    /// Containers by name.
-    pub units: BTreeMap<String, UnitState>,
+    /// Containers by name. Boxed: a map makes room for eleven at once.
+    pub units: BTreeMap<String, Box<UnitState>>,
     /// The pod failed as a whole: reason and message.
     pub failed: Option<(String, String)>,
     /// Held resources were released.
@@ -266,14 +266,14 @@ impl Observed {
         };
         let init = status.init_container_statuses.unwrap_or_default();
         for one in init.into_iter().chain(status.container_statuses.unwrap_or_default()) {
-            observed.units.insert(one.name.clone(), recover_unit(one, now));
+            observed.units.insert(one.name.clone(), Box::new(recover_unit(one, now)));
         }
         observed
     }
 
     /// A container's state; the initial one when nothing is known.
     pub fn unit(&self, name: &str) -> UnitState {
-        self.units.get(name).cloned().unwrap_or_default()
+        self.units.get(name).map(|unit| (**unit).clone()).unwrap_or_default()
     }
 
     /// Notes what runs a container.

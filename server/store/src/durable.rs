@@ -63,7 +63,7 @@ impl Default for RedbOptions {
             watch: WatchOptions::default(),
             batch: 512,
             queue: 2_048,
-            cache_bytes: 16 << 20,
+            cache_bytes: 8 << 20,
             journal_bytes: 8 << 20,
         }
     }

@@ -31,7 +31,7 @@ impl Default for WatchOptions {
             queue: 1_000,
             progress_interval: Duration::from_secs(5),
             recent_events: 8_192,
-            recent_bytes: 16 << 20,
+            recent_bytes: 8 << 20,
         }
     }
 }
