@@ -78,7 +78,10 @@ fn p99(call: impl Fn() -> Result<String>) -> Result<f64> {
 fn call(gateway: &str, function: &str, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(gateway)?;
     let port = gateway.rsplit(':').next().unwrap_or_default();
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {function}.default.localhost:{port}\r\nconnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {function}.default.localhost:{port}\r\nconnection: close\r\n\r\n"
+    )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

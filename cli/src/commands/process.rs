@@ -1,6 +1,6 @@
 //! What every daemon does: options, logs, a runtime, signals.
 
-use std::{process::ExitCode, time::Instant};
+use std::{io::IsTerminal, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -31,7 +31,12 @@ where
     // Logs go to standard error, so that the link on standard output can be read by programs.
     let filter = EnvFilter::try_from_env("KETCH_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     connect::install_crypto();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -39,6 +44,20 @@ where
     // What is left are threads that own nothing.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+/// What to type to call this program: its name where the search path leads to it, else its path, from the
+/// working directory if it is below that.
+pub(crate) fn own_name() -> String {
+    let Ok(own) = std::env::current_exe() else { return "ketch".into() };
+    let search = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&search).find_map(|dir| dir.join("ketch").canonicalize().ok());
+    if found.is_some_and(|found| found == own) {
+        return "ketch".into();
+    }
+    let below =
+        std::env::current_dir().ok().and_then(|dir| own.strip_prefix(dir).ok().map(Path::to_path_buf));
+    below.map_or(own, |below| Path::new(".").join(below)).display().to_string()
 }
 
 /// The first request to end; a second one ends the process at once.

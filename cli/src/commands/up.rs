@@ -116,19 +116,18 @@ async fn announce(server: &Server, options: &Options, node: Option<&Machine>, st
     output::line("");
     output::line(format!("  console     {link}"));
     output::line(format!("  kubectl     export KUBECONFIG={}", kubeconfig.display()));
-    output::line("  deploy      ketch deploy hello.wasm");
+    let ketch = process::own_name();
+    output::line(format!("  deploy      {ketch} deploy hello.wasm"));
     output::line("");
     let Some(node) = node else {
-        output::line(
-            "The link logs in once; `ketch token console` prints another. This is a server without a node:",
-        );
-        output::line("`ketch token create` prints the command that makes another machine one.");
+        output::line(format!(
+            "The link logs in once; `{ketch} token console` prints another. This is a server without a node:",
+        ));
+        output::line(format!("`{ketch} token create` prints the command that makes another machine one."));
         return Ok(());
     };
-    output::line(
-        "The link logs in once; `ketch token console` prints another. Ctrl-C stops Ketch: containers",
-    );
-    output::line("go on, everything else comes back with the next start.");
+    output::line(format!("The link logs in once; `{ketch} token console` prints another."));
+    output::line("Ctrl-C stops Ketch: containers go on, everything else comes back with the next start.");
     if let Some(why) = node.no_containers() {
         output::line(format!("This node runs WebAssembly only: {}.", why.cause));
         output::line(format!("To run containers too: {}.", why.fix));

@@ -161,7 +161,7 @@ impl EngineHost {
         };
         let clock = Clock::new(engine.clone())?;
         let hash = hash(&engine);
-        tracing::info!(layout = layout.as_str(), instances, "wasm engine");
+        tracing::debug!(layout = layout.as_str(), instances, "wasm engine");
         let instances = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(usize::MAX)));
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self { engine, layout, hash, instances, hogs: Arc::new(Semaphore::new(processors)), clock })
