@@ -256,6 +256,24 @@ fn apart(pods: &str, services: &str) -> Result<()> {
     }
 }
 
+impl Options {
+    /// Fails when a range holds one of `own`, this machine's devices and their addresses: the network behind
+    /// the device would be cut off. Ketch's own devices do no harm.
+    pub(crate) fn keep_clear_of(&self, own: &[(String, IpAddr)]) -> Result<()> {
+        for (key, text) in [("pod-cidr", &self.pod_cidr), ("service-cidr", &self.service_cidr)] {
+            let Ok(range) = text.parse::<ketch_node::Cidr>() else { continue };
+            let mut others = own.iter().filter(|(device, _)| !device.starts_with("ketch-"));
+            if let Some((device, address)) = others.find(|(_, address)| range.contains(*address)) {
+                let why = format!(
+                    "{text} holds {address}, this machine's address on {device}; choose another range"
+                );
+                return Err(unusable(key, why));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// From a few seconds, for tests of renewal, to ten years, the authority's own life.
 fn days(days: f64) -> Result<f64> {
     match (0.0001..=3650.0).contains(&days) {
@@ -297,6 +315,28 @@ mod tests {
         assert_eq!(options.api_addr.to_string(), "127.0.0.1:6443");
         assert_eq!(options.http_addr.to_string(), "127.0.0.1:8080");
         assert_eq!(options.pod_cidr, "127.42.0.0/16");
+    }
+
+    #[test]
+    fn ranges_keep_clear_of_the_machines_addresses() {
+        let flags = Flags {
+            pod_cidr: Some("10.0.0.0/16".into()),
+            service_cidr: Some("10.1.0.0/16".into()),
+            ..Flags::default()
+        };
+        let options = resolve(flags).unwrap();
+        let check = |device: &str, address: &str| {
+            let own =
+                [("lo".to_owned(), "127.0.0.1".parse().unwrap()), (device.into(), address.parse().unwrap())];
+            options.keep_clear_of(&own).map_err(|error| error.to_string())
+        };
+        assert_eq!(check("eth0", "10.2.0.5"), Ok(()));
+        assert_eq!(check("ketch-0a000000", "10.0.0.1"), Ok(()), "from an earlier run");
+        let refused = check("eth0", "10.1.0.5").unwrap_err();
+        assert!(
+            refused.contains("service-cidr") && refused.contains("10.1.0.5") && refused.contains("eth0"),
+            "{refused}"
+        );
     }
 
     #[test]

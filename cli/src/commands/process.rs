@@ -1,6 +1,6 @@
 //! What every daemon does: options, logs, a runtime, signals.
 
-use std::{io::IsTerminal, path::Path, process::ExitCode, time::Instant};
+use std::{io::IsTerminal, net::IpAddr, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::Result;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,6 +28,9 @@ where
         output::line(toml::to_string_pretty(&options)?.trim_end());
         return Ok(ExitCode::SUCCESS);
     }
+    if role != Role::Node {
+        options.keep_clear_of(&own_addresses())?;
+    }
     // Logs go to standard error, so that the link on standard output can be read by programs.
     let filter = EnvFilter::try_from_env("KETCH_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,ketch=info,ketch::audit=warn"));
@@ -44,6 +47,18 @@ where
     // What is left are threads that own nothing.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+/// This machine's devices and their addresses.
+pub(crate) fn own_addresses() -> Vec<(String, IpAddr)> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let addresses = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))?;
+        Some((interface.interface_name, ip))
+    });
+    addresses.collect()
 }
 
 /// What to type to call this program: its name where the search path leads to it, else its path, from the

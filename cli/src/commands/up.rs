@@ -1,7 +1,7 @@
 //! `ketch up` and `ketch server`: the daemon, from options to a clean end.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -62,7 +62,8 @@ fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options 
     let mut subject_names = options.tls_san.clone();
     subject_names.push(options.node_name.clone());
     if options.api_addr.ip().is_unspecified() {
-        subject_names.extend(own_addresses().iter().map(ToString::to_string));
+        let own = process::own_addresses();
+        subject_names.extend(own.iter().filter(|(_, ip)| !ip.is_loopback()).map(|(_, ip)| ip.to_string()));
     } else {
         subject_names.push(options.api_addr.ip().to_string());
     }
@@ -77,17 +78,6 @@ fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options 
         function_domain,
         node_cert_life: Duration::from_secs_f64(options.node_cert_days * 86_400.0),
     }
-}
-
-/// Addresses of this machine's interfaces: nodes on other machines come by one of them.
-fn own_addresses() -> Vec<IpAddr> {
-    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let addresses = interfaces.filter_map(|interface| {
-        let address = interface.address?;
-        let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
-    });
-    addresses.filter(|address| !address.is_loopback()).collect()
 }
 
 /// Addresses in use, under the names of the flags.
