@@ -112,7 +112,7 @@ impl Nodes {
     fn push_images(&self) -> Result<()> {
         self.client("examples/push-images", &[&format!("{SERVER}:6443")])?;
         let echo = guest("tcp-echo");
-        self.client(binary(), &["deploy", echo.to_str().context("a path")?])?;
+        self.client(binary(), &["deploy", echo.to_str().context("a path")?, "--port", "7000"])?;
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! Names and Services as programs outside the process of the node see them.
 
 use std::{
-    net::{Ipv4Addr, UdpSocket},
+    io::{Read, Write},
+    net::{Ipv4Addr, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -48,6 +49,23 @@ fn cluster_names_are_answered() {
         None => Ok(()),
         Some(ip) => Err(ip.to_string()),
     });
+}
+
+#[test]
+fn a_program_that_listens_is_deployed_with_its_port() {
+    let ketch = Ketch::start();
+    let file = ketch_tests::guest("tcp-echo");
+    let deployed = ketch.ketch(&["deploy", file.to_str().unwrap(), "--port", "7000"]);
+    let name = ketch_tests::succeeded("deploy", deployed);
+    assert_eq!(name.trim(), "tcp-echo.default.svc.cluster.local:7000");
+    let ip = ketch.kubectl_ok(&["get", "pods", "-o", "jsonpath={.items[0].status.podIP}"]);
+    let mut stream = TcpStream::connect(format!("{ip}:7000")).unwrap();
+    stream.write_all(b"hello\n").unwrap();
+    let mut answer = [0; 6];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello\n");
+    let service = ketch.kubectl_ok(&["get", "service", "tcp-echo", "-o", "jsonpath={.spec.ports[0].port}"]);
+    assert_eq!(service, "7000");
 }
 
 /// Only the superuser may change the kernel's rules.

@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     /// Targets outside the cluster it may connect to, `host:port` or `*`.
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     allow: Vec<String>,
+    /// TCP port that a program listens on: it becomes a Deployment with a Service of this port.
+    #[arg(long)]
+    port: Option<u16>,
     /// Seconds to wait until it answers.
     #[arg(long, default_value_t = 60)]
     timeout: u64,
@@ -60,10 +63,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if !pushed.inspection.problems.is_empty() {
         bail!("{} cannot run here: {}", path.display(), pushed.inspection.problems.join("; "));
     }
-    match pushed.inspection.world {
-        World::Http | World::HttpAsync => function(&cluster, &arguments, &name, pushed.reference).await,
-        World::Command => command(&cluster, &arguments, &name, pushed.reference).await,
-        World::Library => bail!(
+    match (&pushed.inspection.world, arguments.port) {
+        (World::Http | World::HttpAsync, None) => {
+            function(&cluster, &arguments, &name, pushed.reference).await
+        }
+        (World::Http | World::HttpAsync, Some(_)) => {
+            bail!("{} answers HTTP requests at a URL of its own; leave out --port", path.display())
+        }
+        (World::Command, None) => command(&cluster, &arguments, &name, pushed.reference).await,
+        (World::Command, Some(port)) => server(&cluster, &arguments, &name, pushed.reference, port).await,
+        (World::Library, _) => bail!(
             "{} exports neither wasi:http nor wasi:cli/run, so there is nothing to start; it exports: {}",
             path.display(),
             pushed.inspection.exports.join(", ")
@@ -246,6 +255,63 @@ async fn command(cluster: &Cluster, arguments: &Arguments, name: &str, image: St
     }
 }
 
+/// A program that listens: a Deployment, and a Service that leads to it.
+async fn server(
+    cluster: &Cluster,
+    arguments: &Arguments,
+    name: &str,
+    image: String,
+    port: u16,
+) -> Result<()> {
+    let (labels, namespace) = (json!({ "app.kubernetes.io/name": name }), &cluster.namespace);
+    let mut metadata = json!({ "labels": labels });
+    if !arguments.allow.is_empty() {
+        metadata["annotations"] = json!({ ketch_api::names::OUTBOUND_ANNOTATION: arguments.allow.join(",") });
+    }
+    let container = json!({
+        "name": "main", "image": image, "env": environment(arguments)?, "ports": [{ "containerPort": port }],
+        "readinessProbe": { "tcpSocket": { "port": port }, "periodSeconds": 1 },
+    });
+    let spec = json!({ "runtimeClassName": ketch_api::names::WASM_RUNTIME_CLASS, "containers": [container] });
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": { "name": name },
+        "spec": { "selector": { "matchLabels": labels }, "template": { "metadata": metadata, "spec": spec } },
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": name },
+        "spec": { "selector": labels, "ports": [{ "port": port }] },
+    });
+    let resources = Resources::discover(cluster).await?;
+    for object in [service, deployment] {
+        output::note(apply::apply(cluster, &resources, object, false).await?);
+    }
+    let path = format!("/apis/apps/v1/namespaces/{namespace}/deployments/{name}");
+    let deadline = Instant::now() + Duration::from_secs(arguments.timeout);
+    loop {
+        let now = cluster.get(&path).await?.ok_or_else(|| anyhow!("deployment \"{name}\" was deleted"))?;
+        if rolled_out(&now) {
+            output::line(format!("{name}.{namespace}.svc.cluster.local:{port}"));
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!(
+                "{name} does not listen on port {port} after {} s; see `ketch logs deployment/{name}`",
+                arguments.timeout
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whether the newest template, and nothing else, is ready.
+fn rolled_out(deployment: &Value) -> bool {
+    let status = &deployment["status"];
+    status["observedGeneration"] == deployment["metadata"]["generation"]
+        && status["updatedReplicas"] == deployment["spec"]["replicas"]
+        && status["readyReplicas"] == status["updatedReplicas"]
+        && status["replicas"] == status["updatedReplicas"]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,6 +325,18 @@ mod tests {
         function["metadata"]["generation"] = 3.into();
         assert!(!ready(&function));
         assert!(!ready(&json!({})));
+    }
+
+    #[test]
+    fn rolled_out_means_only_the_newest_pods_are_left() {
+        let mut deployment = json!({"metadata": {"generation": 2}, "spec": {"replicas": 1},
+            "status": {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 1, "readyReplicas": 2}});
+        assert!(!rolled_out(&deployment));
+        deployment["status"]["replicas"] = 1.into();
+        deployment["status"]["readyReplicas"] = 1.into();
+        assert!(rolled_out(&deployment));
+        deployment["status"]["observedGeneration"] = 1.into();
+        assert!(!rolled_out(&deployment));
     }
 
     #[test]
