@@ -19,6 +19,7 @@ mod port_forward;
 mod process;
 mod service_proxy;
 mod token;
+mod traces;
 mod up;
 mod upload;
 mod version;
