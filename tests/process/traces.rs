@@ -117,15 +117,7 @@ fn manifest(round: usize) -> String {
 fn round(ketch: &Ketch, number: usize) {
     ketch.apply(&manifest(number));
     ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod", "-l", "app=churn", "--timeout=90s"]);
-    ketch.kubectl_ok(&[
-        "delete",
-        "pods",
-        "-l",
-        "app=churn",
-        "--grace-period=0",
-        "--force=false",
-        "--timeout=90s",
-    ]);
+    ketch.kubectl_ok(&["delete", "pods", "-l", "app=churn", "--timeout=90s"]);
 }
 
 fn start(dir: &Path) -> Ketch {
