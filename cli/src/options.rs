@@ -115,11 +115,7 @@ pub(crate) enum Role {
 impl Flags {
     /// Merges the file in and fills the gaps. `root` is whether we are the superuser.
     pub(crate) fn resolve(self, role: Role, root: bool) -> Result<Options> {
-        let data_dir = match (&self.data_dir, root) {
-            (Some(dir), _) => dir.clone(),
-            (None, true) => PathBuf::from("/var/lib/ketch"),
-            (None, false) => default_user_dir()?,
-        };
+        let data_dir = self.data_dir.clone().map_or_else(|| default_data_dir(root), Ok)?;
         let file = read_config(self.config.as_deref(), &data_dir)?;
         let all = self.over(file);
         let data_dir = all.data_dir.unwrap_or(data_dir);
@@ -198,6 +194,11 @@ fn as_text<S: serde::Serializer>(
 
 pub(crate) fn unusable(key: &str, why: impl std::fmt::Display) -> anyhow::Error {
     Unusable(format!("option {key}: {why}")).into()
+}
+
+/// The data directory when nobody names one.
+pub(crate) fn default_data_dir(root: bool) -> Result<PathBuf> {
+    if root { Ok(PathBuf::from("/var/lib/ketch")) } else { default_user_dir() }
 }
 
 /// `$XDG_DATA_HOME/ketch`, or what stands for it.

@@ -11,7 +11,6 @@ use crate::{
     context::Context,
     events::Recorder,
     host,
-    host_ports::{HostPort, host_ports},
     images::PolicyImages,
     index::Index,
     machine::Host,
@@ -94,11 +93,6 @@ impl Node {
     pub fn namespaces(&self) -> ketch_dns::Namespaces {
         let context = Arc::clone(&self.context);
         Arc::new(move |address| context.index.namespace_at(address))
-    }
-
-    /// Ports of this node that its pods ask for, now; see `hostPort`.
-    pub fn host_ports(&self) -> Vec<HostPort> {
-        self.context.index.pods().iter().flat_map(|pod| host_ports(pod)).collect()
     }
 
     /// Ends the node's own tasks. Containers are left to their runtimes, and pods to their statuses.

@@ -1,51 +1,114 @@
-//! Ports of the node that pods ask for (`hostPort`), for whoever leads them to the pods. Pure.
+//! Ports of the node that pods ask for (`hostPort`). Pure: the rules for them are `ketch-net`'s.
 
-use std::net::IpAddr;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ketch_api::k8s::api::core::v1 as core;
-use ketch_runtime::Protocol;
+use ketch_net::{Transport, forward::HostPort};
 
-/// A port of the node and the pod's port behind it.
+/// A port that a pod asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// UID of the pod.
-    pub pod: String,
-    /// TCP or UDP.
-    pub protocol: Protocol,
+struct Wanted {
+    transport: Transport,
     /// Address of the node it is at; `None`: all.
-    pub host: Option<IpAddr>,
-    /// Port of the node.
-    pub port: u16,
-    /// Where it leads.
-    pub target: (IpAddr, u16),
+    host: Option<Ipv4Addr>,
+    port: u16,
+    container_port: u16,
 }
 
-/// Host ports of pods that have an address and have not ended, by pod. A pod on the host's network has its ports
-/// there anyway.
-pub(crate) fn host_ports(pod: &core::Pod) -> Vec<HostPort> {
-    let (Some(spec), Some(status)) = (&pod.spec, &pod.status) else { return Vec::new() };
-    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    let Some(ip) = status.pod_ip.as_ref().and_then(|ip| ip.parse::<IpAddr>().ok()) else { return Vec::new() };
-    if over || spec.host_network.unwrap_or(false) {
-        return Vec::new();
+/// Ports that pods of this node have, by UID.
+#[derive(Debug, Default)]
+pub(crate) struct HostPorts {
+    pods: BTreeMap<String, Claim>,
+}
+
+#[derive(Debug)]
+struct Claim {
+    /// `namespace/name`.
+    title: String,
+    ports: Vec<Wanted>,
+    /// The pod's address, once it has one.
+    target: Option<Ipv4Addr>,
+}
+
+impl HostPorts {
+    /// Gives a pod what it asks for; whether it asks for anything. A pod on the host's network has its ports
+    /// there anyway.
+    ///
+    /// # Errors
+    /// The port that another pod has, as a text, and then the pod has none.
+    pub(crate) fn claim(&mut self, title: &str, pod: &core::Pod) -> Result<bool, String> {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let ports = wanted(pod);
+        for port in &ports {
+            let others = self.pods.iter().filter(|(other, _)| **other != uid);
+            let taken = others.filter(|(_, claim)| claim.ports.iter().any(|other| port.meets(other)));
+            if let Some((_, claim)) = taken.into_iter().next() {
+                return Err(format!("host port {} is taken by pod {}", port.port, claim.title));
+            }
+        }
+        let asks = !ports.is_empty();
+        if asks && !self.pods.contains_key(&uid) {
+            self.pods.insert(uid, Claim { title: title.to_owned(), ports, target: None });
+        }
+        Ok(asks)
     }
+
+    /// Leads a pod's ports to its address; whether that is news.
+    pub(crate) fn lead(&mut self, uid: &str, target: IpAddr) -> bool {
+        let (Some(claim), IpAddr::V4(target)) = (self.pods.get_mut(uid), target) else { return false };
+        claim.target.replace(target) != Some(target)
+    }
+
+    /// Takes a pod's ports back; whether it had any.
+    pub(crate) fn release(&mut self, uid: &str) -> bool {
+        self.pods.remove(uid).is_some()
+    }
+
+    /// Ports that lead somewhere.
+    pub(crate) fn all(&self) -> Vec<HostPort> {
+        let led = self.pods.values().filter_map(|claim| Some((claim.target?, &claim.ports)));
+        let one = |target: Ipv4Addr, port: &Wanted| HostPort {
+            transport: port.transport,
+            host: port.host,
+            port: port.port,
+            target: (target, port.container_port),
+        };
+        led.flat_map(|(target, ports)| ports.iter().map(move |port| one(target, port))).collect()
+    }
+}
+
+impl Wanted {
+    fn meets(&self, other: &Self) -> bool {
+        let same_host = self.host.is_none() || other.host.is_none() || self.host == other.host;
+        (self.transport, self.port) == (other.transport, other.port) && same_host
+    }
+}
+
+fn wanted(pod: &core::Pod) -> Vec<Wanted> {
+    let Some(spec) = pod.spec.as_ref().filter(|spec| !spec.host_network.unwrap_or(false)) else {
+        return Vec::new();
+    };
     let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let one = |port: &core::ContainerPort| {
-        let protocol = match port.protocol.as_deref() {
-            None | Some("TCP") => Protocol::Tcp,
-            Some("UDP") => Protocol::Udp,
+        let transport = match port.protocol.as_deref() {
+            None | Some("TCP") => Transport::Tcp,
+            Some("UDP") => Transport::Udp,
             Some(_) => return None,
         };
-        Some(HostPort {
-            pod: pod.metadata.uid.clone().unwrap_or_default(),
-            protocol,
-            host: port
-                .host_ip
-                .as_ref()
-                .and_then(|ip| ip.parse().ok())
-                .filter(|ip: &IpAddr| !ip.is_unspecified()),
+        let host = match port.host_ip.as_deref().filter(|ip| !ip.is_empty()).map(str::parse::<IpAddr>) {
+            None => None,
+            Some(Ok(ip)) if ip.is_unspecified() => None,
+            Some(Ok(IpAddr::V4(ip))) => Some(ip),
+            Some(_) => return None,
+        };
+        Some(Wanted {
+            transport,
+            host,
             port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
-            target: (ip, u16::try_from(port.container_port).ok()?),
+            container_port: u16::try_from(port.container_port).ok()?,
         })
     };
     containers.flat_map(|container| container.ports.iter().flatten()).filter_map(one).collect()
@@ -53,34 +116,47 @@ pub(crate) fn host_ports(pod: &core::Pod) -> Vec<HostPort> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
-    fn of(spec: serde_json::Value, phase: &str) -> Vec<HostPort> {
-        let pod = json!({"metadata": {"uid": "u"}, "spec": spec, "status": {"phase": phase, "podIP": "10.42.0.130"}});
-        host_ports(&serde_json::from_value(pod).unwrap())
+    fn pod(uid: &str, ports: &Value) -> core::Pod {
+        let spec = json!({"containers": [{"name": "main", "ports": ports}]});
+        serde_json::from_value(json!({"metadata": {"uid": uid}, "spec": spec})).unwrap()
     }
 
     #[test]
-    fn host_ports_lead_to_the_pod() {
+    fn ports_lead_to_the_pod_until_it_is_gone() {
         let ports = json!([{"containerPort": 80, "hostPort": 8080, "hostIP": "192.0.2.1"}, {"containerPort": 81},
             {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "0.0.0.0"},
             {"containerPort": 9, "hostPort": 9, "protocol": "SCTP"}]);
-        let spec = json!({"containers": [{"name": "main", "ports": ports}]});
-        let found = of(spec.clone(), "Running");
+        let mut all = HostPorts::default();
+        assert_eq!(all.claim("shop/a", &pod("a", &ports)), Ok(true));
+        assert!(all.all().is_empty(), "the pod has no address yet");
+        let target = Ipv4Addr::new(10, 42, 0, 130);
+        assert!(all.lead("a", target.into()) && !all.lead("a", target.into()));
         let tcp = HostPort {
-            pod: "u".into(),
-            protocol: Protocol::Tcp,
-            host: Some("192.0.2.1".parse().unwrap()),
+            transport: Transport::Tcp,
+            host: Some(Ipv4Addr::new(192, 0, 2, 1)),
             port: 8080,
-            target: ("10.42.0.130".parse().unwrap(), 80),
+            target: (target, 80),
         };
-        assert_eq!(found[0], tcp);
-        assert_eq!((found.len(), found[1].protocol, found[1].host), (2, Protocol::Udp, None));
-        assert!(of(spec.clone(), "Failed").is_empty());
-        let mut host = spec;
-        host["hostNetwork"] = json!(true);
-        assert!(of(host, "Running").is_empty());
+        let udp = HostPort { transport: Transport::Udp, host: None, port: 53, target: (target, 53) };
+        assert_eq!(all.all(), [tcp, udp]);
+        assert!(all.release("a") && !all.release("a"));
+        assert!(all.all().is_empty());
+    }
+
+    #[test]
+    fn a_port_is_one_pods() {
+        let at = |host: &str, protocol: &str| json!([{"containerPort": 80, "hostPort": 8080, "hostIP": host, "protocol": protocol}]);
+        let mut all = HostPorts::default();
+        let first = pod("a", &at("127.0.0.1", "TCP"));
+        assert_eq!((all.claim("shop/a", &first), all.claim("shop/a", &first)), (Ok(true), Ok(true)));
+        assert_eq!(all.claim("shop/b", &pod("b", &at("127.0.0.2", "TCP"))), Ok(true));
+        assert_eq!(all.claim("shop/c", &pod("c", &at("", "UDP"))), Ok(true));
+        let taken = all.claim("shop/d", &pod("d", &at("", "TCP")));
+        assert_eq!(taken, Err("host port 8080 is taken by pod shop/a".to_owned()));
+        assert_eq!(all.claim("shop/e", &pod("e", &json!([{"containerPort": 80}]))), Ok(false));
     }
 }

@@ -35,14 +35,17 @@ mod worker;
 mod writer;
 
 pub use agent::Node;
-pub use host_ports::HostPort;
 pub use images::{Identity, LocalRegistry, Registries};
+pub use isolation::PolicyRules;
 pub use ketch_dns as dns;
 pub use ketch_gateway as gateway;
 pub use ketch_net::{
     Cidr, PodRanges,
-    anyip::{AnyIpError, ensure_address as make_address_local, ensure_wasm as make_local},
-    nft::Facts as ProxyFacts,
+    anyip::{
+        AnyIpError, ensure_address as make_address_local, ensure_wasm as make_local,
+        forget_address as forget_local_address, forget_wasm as forget_local,
+    },
+    nft::{Facts as ProxyFacts, Nft as RuleTable},
 };
 pub use ketch_overlay::Identity as OverlayIdentity;
 pub use network::{ClusterNetwork, NetworkConfig};
@@ -50,3 +53,4 @@ pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError, Unavailable
 pub use overlay::{IdentitySource, NodeOverlay, OverlayOptions};
 pub use proxy::ServiceProxy;
 pub use services::LocalServices;
+pub use volumes::discard_inside;

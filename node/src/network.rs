@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -31,7 +31,10 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::isolation::{self, Isolation};
+use crate::{
+    host_ports::HostPorts,
+    isolation::{self, Judge},
+};
 
 /// How long an address that a pod looked up by an allowed name may be dialled as that name.
 const GRANT: Duration = Duration::from_secs(600);
@@ -68,7 +71,10 @@ pub struct ClusterNetwork {
     table: ArcSwap<Table>,
     /// How many tables there were, since everything was listed.
     changes: watch::Sender<u64>,
-    isolation: Arc<ArcSwap<Isolation>>,
+    judge: Arc<Judge>,
+    host_ports: Mutex<HostPorts>,
+    /// Whether rules of the kernel follow all this.
+    forwards: AtomicBool,
     policy: Policy,
     config: NetworkConfig,
     turn: AtomicUsize,
@@ -82,10 +88,11 @@ impl ClusterNetwork {
     /// Starts to follow the cluster's Services. Returns at once: until the first list is there, names of the
     /// cluster are unknown.
     pub fn start(client: kube::Client, config: NetworkConfig) -> Arc<Self> {
-        let network = Arc::new(Self::fixed(Table::default(), config));
+        let judge = Arc::new(Judge::new(false));
+        let network = Arc::new(Self { judge, ..Self::fixed(Table::default(), config) });
         network.tasks.spawn(follow(Arc::clone(&network), client.clone()));
-        let isolation = Arc::clone(&network.isolation);
-        network.tasks.spawn(isolation::follow(isolation, client, network.stop.clone()));
+        let judge = Arc::clone(&network.judge);
+        network.tasks.spawn(isolation::follow(judge, client, network.stop.clone()));
         network.tasks.close();
         network
     }
@@ -100,7 +107,9 @@ impl ClusterNetwork {
         Self {
             table: ArcSwap::from_pointee(table),
             changes: watch::Sender::new(0),
-            isolation: Arc::default(),
+            judge: Arc::new(Judge::new(true)),
+            host_ports: Mutex::default(),
+            forwards: AtomicBool::new(false),
             policy,
             config,
             turn: AtomicUsize::new(0),
@@ -119,6 +128,33 @@ impl ClusterNetwork {
     /// Changes with the table. 0: what is known is not complete yet.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Works on the ports of the node that pods have; `work` says whether they changed.
+    pub(crate) fn with_host_ports<T>(&self, work: impl FnOnce(&mut HostPorts) -> (T, bool)) -> T {
+        let (result, changed) = work(&mut self.host_ports.lock().unwrap_or_else(PoisonError::into_inner));
+        // Not before the Services are known: they are refused until then.
+        self.changes.send_if_modified(|changes| {
+            let known = changed && *changes > 0;
+            *changes += u64::from(known);
+            known
+        });
+        result
+    }
+
+    /// Whether Services and ports of pods are there for whoever dials through the kernel.
+    pub(crate) fn forwards(&self) -> bool {
+        self.forwards.load(Ordering::Relaxed)
+    }
+
+    /// Notes that rules of the kernel follow this from now on.
+    pub(crate) fn followed_by_kernel(&self) {
+        self.forwards.store(true, Ordering::Relaxed);
+    }
+
+    /// What connections are judged by.
+    pub(crate) fn judge(&self) -> &Arc<Judge> {
+        &self.judge
     }
 
     /// Ends following.
@@ -199,7 +235,7 @@ impl ClusterNetwork {
         names: &[&str],
     ) -> Result<SocketAddr, Error> {
         let route = self.choose(pod, target, transport, names)?;
-        let allowed = self.isolation.load().check(pod, route, transport);
+        let allowed = self.judge.current().check(pod, route, transport);
         allowed.map_err(|reason| Error::Config(format!("{route}: {reason}")))?;
         let named = canonical(target.ip()) == route.ip()
             && patterns(pod).iter().any(|pattern| pattern.names(route.ip(), route.port(), names));

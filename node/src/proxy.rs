@@ -1,8 +1,11 @@
-//! [`ServiceProxy`]: keeps the kernel's table in step with the cluster's Services.
+//! [`ServiceProxy`]: keeps the kernel's table in step with the cluster's Services and the ports of the node's pods.
 
 use std::{sync::Arc, time::Duration};
 
-use ketch_net::nft::{ApplyError, Facts, Nft, rules};
+use ketch_net::{
+    conntrack::{Fronts, forget_stale},
+    nft::{ApplyError, Facts, Nft, rules},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::network::ClusterNetwork;
@@ -32,6 +35,7 @@ impl ServiceProxy {
     ) -> Result<Self, ApplyError> {
         let mut nft = Nft::new(table);
         nft.probe().await?;
+        network.followed_by_kernel();
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(keep(network, facts, nft, stop.clone()));
         tasks.close();
@@ -49,15 +53,26 @@ impl ServiceProxy {
 
 async fn keep(network: Arc<ClusterNetwork>, facts: Facts, mut nft: Nft, stop: CancellationToken) {
     let mut changes = network.changes();
+    let mut fronts = Fronts::default();
     loop {
         let complete = async { changes.wait_for(|changes| *changes > 0).await.is_ok() };
         if stop.run_until_cancelled(complete).await != Some(true) {
             break;
         }
-        let applied = nft.apply(rules(&network.table(), &facts)).await;
-        let failed =
-            applied.inspect_err(|error| tracing::error!(%error, "the rules for Services are out of date"));
-        let patience = if failed.is_ok() { Duration::MAX } else { AGAIN };
+        let ports = network.with_host_ports(|ports| (ports.all(), false));
+        let table = network.table();
+        let applied = nft.apply(rules(&table, &ports, &facts)).await;
+        let patience = match applied {
+            Ok(_) => {
+                let now = Fronts::new(&table, &ports, &facts.addresses);
+                fronts = forget_flows(fronts, now).await;
+                Duration::MAX
+            }
+            Err(error) => {
+                tracing::error!(%error, "the rules for Services are out of date");
+                AGAIN
+            }
+        };
         let next = tokio::time::timeout(patience, changes.changed());
         if let None | Some(Ok(Err(_))) = stop.run_until_cancelled(next).await {
             break;
@@ -66,4 +81,23 @@ async fn keep(network: Arc<ClusterNetwork>, facts: Facts, mut nft: Nft, stop: Ca
     if let Err(error) = nft.remove().await {
         tracing::warn!(%error, table = nft.table(), "the rules for Services could not be removed");
     }
+}
+
+/// Makes clients of what is gone choose anew; the fronts that hold now.
+async fn forget_flows(before: Fronts, now: Fronts) -> Fronts {
+    if before == now {
+        return now;
+    }
+    let forgotten = tokio::task::spawn_blocking(move || {
+        let forgotten = forget_stale(&before, &now);
+        (forgotten, now)
+    });
+    let (forgotten, now) = match forgotten.await {
+        Ok(done) => done,
+        Err(error) => (Err(std::io::Error::other(error)), Fronts::default()),
+    };
+    if let Err(error) = forgotten {
+        tracing::warn!(%error, "UDP clients may stay with endpoints that are gone until they fall silent");
+    }
+    now
 }

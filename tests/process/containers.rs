@@ -6,20 +6,25 @@ use ketch_tests::{Ketch, get, is_root, root, succeeded, until};
 
 /// A Ketch with containers and the sample images in its registry; with ranges of its own, because one Ketch
 /// of a machine has a Service range. `None`: there can be none here.
-struct Containers {
+pub struct Containers {
     ketch: Option<Ketch>,
     dir: tempfile::TempDir,
+    ranges: Ranges,
 }
 
-const RANGES: [&str; 4] = ["--service-cidr", "10.153.0.0/16", "--pod-cidr", "10.152.0.0/16"];
+/// Flags for Services, pods and DNS.
+pub type Ranges = [&'static str; 6];
+
+const RANGES: Ranges =
+    ["--service-cidr", "10.153.0.0/16", "--pod-cidr", "10.152.0.0/16", "--dns-addr", "10.153.0.10:53"];
 
 impl Containers {
-    fn start() -> Option<Self> {
+    pub fn start(ranges: Ranges) -> Option<Self> {
         if !is_root() {
             return None;
         }
         let dir = tempfile::tempdir().unwrap();
-        let containers = Self { ketch: Some(Self::run(&dir)), dir };
+        let containers = Self { ketch: Some(Self::run(&dir, ranges)), dir, ranges };
         let push = Command::new(root().join("examples/push-images"))
             .arg(containers.ketch().address("api-addr"))
             .env("KUBECONFIG", containers.ketch().kubeconfig())
@@ -29,20 +34,21 @@ impl Containers {
         Some(containers)
     }
 
-    fn run(dir: &tempfile::TempDir) -> Ketch {
-        Ketch::start_in(
-            dir.path(),
-            &[&RANGES[..], &["--containerd", "managed", "--dns-addr", "10.153.0.10:53"]].concat(),
-        )
+    fn run(dir: &tempfile::TempDir, ranges: Ranges) -> Ketch {
+        Ketch::start_in(dir.path(), &[&ranges[..], &["--containerd", "managed"]].concat())
     }
 
-    fn ketch(&self) -> &Ketch {
+    pub fn ketch(&self) -> &Ketch {
         self.ketch.as_ref().unwrap()
     }
 
-    fn crash_and_restart(&mut self) {
+    /// Kills Ketch, not its containers.
+    pub fn crash(&mut self) {
         drop(self.ketch.take());
-        self.ketch = Some(Self::run(&self.dir));
+    }
+
+    pub fn restart(&mut self) {
+        self.ketch = Some(Self::run(&self.dir, self.ranges));
     }
 
     /// Names of the containers that the kernel runs for this Ketch.
@@ -93,7 +99,7 @@ fn example(ketch: &Ketch, name: &str) {
 
 #[test]
 fn components_and_containers_work_together() {
-    let Some(mut containers) = Containers::start() else { return };
+    let Some(mut containers) = Containers::start(RANGES) else { return };
     let ketch = containers.ketch();
     example(ketch, "mixed.yaml");
     for deployment in ["deployment/redis", "deployment/front"] {
@@ -115,7 +121,8 @@ fn components_and_containers_work_together() {
 
     files_are_copied(ketch);
     let before = containers.processes();
-    containers.crash_and_restart();
+    containers.crash();
+    containers.restart();
     // The container has not stopped: the count goes on.
     answers(containers.ketch(), "front", 80, "visit 2");
     assert_eq!(containers.processes(), before, "containers outlive the daemon");

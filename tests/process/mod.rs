@@ -11,6 +11,8 @@ mod kubectl;
 mod machines;
 mod network;
 mod ordinary_user;
+mod policies;
 mod python;
 mod registry;
 mod streams;
+mod traces;

@@ -155,6 +155,14 @@ impl Strategy for Services {
         vec![FieldError::invalid("spec.clusterIPs[0]", vec![now], "may not change once set")]
     }
 
+    fn warnings(&self, service: &Service) -> Vec<String> {
+        let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten()).enumerate();
+        let sctp = ports.filter(|(_, port)| port.protocol.as_deref() == Some("SCTP"));
+        let text =
+            |n| format!("spec.ports[{n}].protocol: nodes do not forward SCTP; connections are refused");
+        sctp.map(|(n, _)| text(n)).collect()
+    }
+
     fn columns(&self) -> &'static [Column] {
         const COLUMNS: &[Column] = &[
             Column::NAME,
@@ -407,6 +415,14 @@ mod tests {
                 "clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
             })
         );
+    }
+
+    #[test]
+    fn what_is_not_forwarded_is_warned_about() {
+        let ports = json!([{"port": 80}, {"name": "s", "port": 81, "protocol": "SCTP"}]);
+        let service = serde_json::from_value(service(json!({"ports": ports}))).unwrap();
+        let expected = "spec.ports[1].protocol: nodes do not forward SCTP; connections are refused";
+        assert_eq!(Services.warnings(&service), [expected]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::machine::Membership;
+use super::{machine::Membership, traces::Traces};
 
 /// DNS's own port, and the one for users who may not have it.
 const PORT: u16 = 53;
@@ -30,6 +30,8 @@ const USER_PORT: u16 = 6453;
 /// A DNS server and what it is made of.
 pub(crate) struct ClusterDns {
     dns: Dns,
+    /// An address that was made local for it.
+    local: Option<IpAddr>,
 }
 
 impl ClusterDns {
@@ -44,7 +46,8 @@ impl ClusterDns {
         for address in candidates(membership) {
             match bind(address, membership, network, &namespaces).await {
                 Ok(dns) => {
-                    let dns = Self { dns };
+                    let local = Some(address.ip()).filter(|ip| membership.services.contains(*ip));
+                    let dns = Self { dns, local };
                     if let (Some(error), Some(address)) = (&refused, dns.address()) {
                         tracing::warn!(%address, "{error:#}; cluster names are answered at another address");
                     }
@@ -84,9 +87,12 @@ impl ClusterDns {
         }
     }
 
-    /// Ends it.
+    /// Ends it. Its address is nobody's then.
     pub(crate) async fn shutdown(&self) {
         self.dns.shutdown().await;
+        if let Some(address) = self.local {
+            ketch_node::forget_local_address(address).await;
+        }
     }
 }
 
@@ -123,6 +129,7 @@ async fn bind(
     namespaces: &Namespaces,
 ) -> Result<Dns> {
     if membership.services.contains(address.ip()) {
+        Traces::note(&membership.data_dir, |traces| traces.dns.extend([address]))?;
         ketch_node::make_address_local(address.ip()).await?;
     }
     let source = Arc::clone(network);

@@ -11,14 +11,14 @@ use anyhow::{Context, Result};
 use ketch_api::names::{FORWARDS_LABEL, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
 use ketch_node::{
     ApiAddress, Cidr, ClusterNetwork, IdentitySource, LocalRegistry, NetworkConfig, Node, NodeOptions,
-    NodeOverlay, OverlayOptions, PodRanges, Registries, RuntimeEntry,
+    NodeOverlay, OverlayOptions, PodRanges, PolicyRules, Registries, RuntimeEntry,
     dns::Namespaces,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
 use ketch_runtime_oci::{Choice, OciRuntime, Unavailable};
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 
-use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy};
+use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy, traces::Traces};
 use crate::options::Options;
 
 /// For requests in flight when Ketch is told to stop.
@@ -64,6 +64,7 @@ pub(crate) struct Machine {
     pub(crate) dns: ClusterDns,
     containers: Result<Arc<OciRuntime>, Unavailable>,
     proxy: Option<LocalProxy>,
+    policies: Option<PolicyRules>,
     overlay: Option<NodeOverlay>,
     network: Arc<ClusterNetwork>,
     _claim: PodRange,
@@ -95,6 +96,13 @@ impl Machine {
     pub(crate) async fn start(membership: Membership, front: FrontDoor) -> Result<Self> {
         let range = membership.range.cidr;
         let halves = PodRanges::of(range);
+        if changes_kernel(&membership) {
+            let note = |traces: &mut Traces| {
+                traces.pods.insert(range.to_string());
+                traces.containerd.insert(membership.containerd.to_string());
+            };
+            Traces::note(&membership.data_dir, note).context("note what is made on this machine")?;
+        }
         ketch_node::make_local(halves).await.context("prepare pod addresses")?;
         let network = ClusterNetwork::start(
             membership.wide.clone(),
@@ -114,6 +122,7 @@ impl Machine {
         // The node tells its pods where DNS is, and DNS asks the node whose an address is.
         let pods = Arc::new(OnceLock::<Namespaces>::new());
         let dns = ClusterDns::start(&membership, &network, later(&pods)).await?;
+        let policies = start_policies(&membership, &network, &dns).await;
         let containers = containers(&membership).await;
         let runtimes = Runtimes { wasm: &wasm, containers: &containers };
         let overlay = start_overlay(&membership).await;
@@ -128,6 +137,7 @@ impl Machine {
             dns,
             containers,
             proxy,
+            policies,
             overlay,
             network,
             _claim: membership.range,
@@ -152,10 +162,49 @@ impl Machine {
         }
         self.network.shutdown().await;
         self.wasm.shutdown().await;
-        if let Ok(containers) = &self.containers {
-            containers.shutdown().await;
+        let stay = match &self.containers {
+            Ok(containers) => containers.shutdown().await,
+            Err(_) => false,
+        };
+        if let Some(policies) = self.policies {
+            policies.shutdown(stay).await;
+        }
+        // Containers that stay get a refusal from the pods that do not, not silence.
+        if !stay {
+            ketch_node::forget_local(PodRanges::of(self.range)).await;
         }
     }
+}
+
+/// Whether this process may have rules in the kernel: pods of an ordinary user are programs of that user, on
+/// loopback addresses that no rule may rewrite.
+pub(crate) fn changes_kernel(membership: &Membership) -> bool {
+    !membership.pods.base().is_loopback() && nix::unistd::Uid::effective().is_root()
+}
+
+/// The kernel's table for NetworkPolicies. No other process of the machine has the range.
+pub(crate) fn policy_table(range: Cidr) -> String {
+    format!("ketch-pods-{}", range.base())
+}
+
+/// `None`, with a word to the log, when there can be none: then guests in this process are held back, and nobody
+/// else.
+async fn start_policies(
+    membership: &Membership,
+    network: &ClusterNetwork,
+    dns: &ClusterDns,
+) -> Option<PolicyRules> {
+    if !changes_kernel(membership) {
+        return None;
+    }
+    let range = membership.range.cidr;
+    let dns = dns.address().map(|address| address.ip()).into_iter().collect();
+    let started = PolicyRules::start(network, range, dns, policy_table(range)).await;
+    started
+        .inspect_err(|error| {
+            tracing::warn!(%error, "NetworkPolicies hold back WebAssembly pods only, not containers");
+        })
+        .ok()
 }
 
 fn start_node(
@@ -190,7 +239,7 @@ fn start_node(
 /// `None`, with a word to the log, when there can be none: pods of other nodes are not reached then.
 async fn start_overlay(membership: &Membership) -> Option<NodeOverlay> {
     let (identity, bind) = membership.overlay.clone()?;
-    if membership.pods.base().is_loopback() || !nix::unistd::Uid::effective().is_root() {
+    if !changes_kernel(membership) {
         // Loopback addresses mean something else on every machine.
         return None;
     }

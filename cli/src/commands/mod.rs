@@ -19,6 +19,8 @@ mod port_forward;
 mod process;
 mod service_proxy;
 mod token;
+mod traces;
+mod uninstall;
 mod up;
 mod upload;
 mod version;
@@ -68,6 +70,8 @@ enum Command {
     Kubeconfig(kubeconfig::Arguments),
     /// Check this machine, and say how to mend what is missing.
     Doctor(Flags),
+    /// Take back everything Ketch has made on this machine: pods, rules, routes, data.
+    Uninstall(uninstall::Arguments),
     /// Print versions.
     Version(version::Arguments),
     /// Print a completion script for a shell.
@@ -114,6 +118,7 @@ impl Cli {
             Command::Token(arguments) => client(token::run(arguments)),
             Command::Kubeconfig(arguments) => kubeconfig::run(&arguments),
             Command::Doctor(flags) => doctor::run(flags),
+            Command::Uninstall(arguments) => client(uninstall::run(arguments)),
             Command::Version(arguments) => client(version::run(arguments)),
             Command::Completion { shell } => {
                 clap_complete::generate(shell, &mut Cli::command(), "ketch", &mut std::io::stdout());

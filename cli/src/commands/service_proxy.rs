@@ -10,9 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use ketch_node::{ClusterNetwork, ProxyFacts, ServiceProxy};
+use ketch_node::{Cidr, ClusterNetwork, ProxyFacts, ServiceProxy};
 
-use super::{cluster_dns, machine::Membership};
+use super::{
+    cluster_dns,
+    machine::{Membership, changes_kernel},
+    traces::Traces,
+};
 
 /// The proxy, as long as this process has the Service range of the machine for itself.
 pub(crate) struct LocalProxy {
@@ -23,8 +27,7 @@ pub(crate) struct LocalProxy {
 impl LocalProxy {
     /// `None`, with a word to the log, when there cannot be one: pods in this process do without.
     pub(crate) async fn start(membership: &Membership, network: &Arc<ClusterNetwork>) -> Option<Self> {
-        if membership.pods.base().is_loopback() || !nix::unistd::Uid::effective().is_root() {
-            // Pods are programs of this user, on loopback addresses that no rule may rewrite.
+        if !changes_kernel(membership) {
             return None;
         }
         let started = Self::try_start(membership, network).await;
@@ -37,13 +40,13 @@ impl LocalProxy {
 
     async fn try_start(membership: &Membership, network: &Arc<ClusterNetwork>) -> Result<Self> {
         let services = membership.services;
-        // Two Ketches would give one Service address two meanings.
-        let name = SocketAddr::from_abstract_name(format!("ketch-services-{services}"))?;
-        let Ok(claim) = UnixListener::bind_addr(&name) else {
+        let Some(claim) = claim(services)? else {
             bail!(
                 "another Ketch on this machine has the Service range {services}; choose another with --service-cidr"
             );
         };
+        Traces::note(&membership.data_dir, |traces| traces.services.extend([services.to_string()]))
+            .context("note the table for Services")?;
         let four = |address: &IpAddr| if let IpAddr::V4(ip) = address { Some(*ip) } else { None };
         let facts = ProxyFacts {
             node: membership.name.clone(),
@@ -53,8 +56,8 @@ impl LocalProxy {
             services: vec![services],
             served: cluster_dns::served(membership).iter().filter_map(four).collect(),
         };
-        let table = format!("ketch-{}", services.base());
-        let proxy = ServiceProxy::start(Arc::clone(network), facts, table).await.context("nftables")?;
+        let proxy =
+            ServiceProxy::start(Arc::clone(network), facts, table(services)).await.context("nftables")?;
         Ok(Self { proxy, _claim: claim })
     }
 
@@ -62,4 +65,16 @@ impl LocalProxy {
     pub(crate) async fn shutdown(&self) {
         self.proxy.shutdown().await;
     }
+}
+
+/// The kernel's table for Services.
+pub(crate) fn table(services: Cidr) -> String {
+    format!("ketch-{}", services.base())
+}
+
+/// Claims a Service range of this machine as long as the value lives: two Ketches would give one address two
+/// meanings. `None`: another process has it.
+pub(crate) fn claim(services: Cidr) -> Result<Option<UnixListener>> {
+    let name = SocketAddr::from_abstract_name(format!("ketch-services-{services}"))?;
+    Ok(UnixListener::bind_addr(&name).ok())
 }

@@ -75,13 +75,33 @@ pub async fn ensure_address(address: std::net::IpAddr) -> Result<(), AnyIpError>
 pub async fn ensure_wasm(ranges: PodRanges) -> Result<(), AnyIpError> {
     ensure(ranges.wasm).await?;
     if ranges.sandboxed.is_some() {
-        forget(Cidr::new(ranges.wasm.base(), ranges.wasm.prefix() - 1)).await;
+        forget(whole(ranges)).await;
     }
     Ok(())
 }
 
+/// Takes back what [`ensure_wasm`] did, and earlier versions.
+pub async fn forget_wasm(ranges: PodRanges) {
+    forget(ranges.wasm).await;
+    if ranges.sandboxed.is_some() {
+        forget(whole(ranges)).await;
+    }
+}
+
+/// Takes back what [`ensure_address`] did.
+pub async fn forget_address(address: std::net::IpAddr) {
+    forget(Cidr::host(address)).await;
+}
+
+fn whole(ranges: PodRanges) -> Cidr {
+    Cidr::new(ranges.wasm.base(), ranges.wasm.prefix() - 1)
+}
+
 /// Removes the local route of exactly `range`, if there is one.
 async fn forget(range: Cidr) {
+    if range.base().is_loopback() {
+        return;
+    }
     let std::net::IpAddr::V4(base) = range.base() else { return };
     let Ok((connection, handle, _)) = rtnetlink::new_connection() else { return };
     let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()

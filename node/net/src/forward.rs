@@ -1,12 +1,12 @@
 //! What has to be known of a Service's port to forward packets to its endpoints. Pure.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ketch_api::k8s::api::core::v1::{Service, ServicePort, ServiceSpec};
 
 use crate::{
     cidr::Cidr,
-    services::{EntryPort, Key},
+    services::{EntryPort, Key, Transport},
 };
 
 /// Seconds that a client stays with an endpoint when the Service does not say (Kubernetes: three hours).
@@ -48,6 +48,19 @@ pub struct Backend {
     pub address: SocketAddr,
     /// The node it is on, if it is known.
     pub node: Option<String>,
+}
+
+/// A port of the node that leads to a pod's (`hostPort`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Its transport.
+    pub transport: Transport,
+    /// Address of the node it is at; `None`: all of them.
+    pub host: Option<Ipv4Addr>,
+    /// Its number.
+    pub port: u16,
+    /// Address and port of the pod.
+    pub target: (Ipv4Addr, u16),
 }
 
 impl Forward {

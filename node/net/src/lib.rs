@@ -1,10 +1,11 @@
 //! Pod addresses, Services in process, names, and what a pod may reach.
 //!
-//! Everything but [`anyip`], [`netns`] and [`nft::apply`] is pure. The node agent composes these into the network
+//! Everything but [`anyip`], [`netns`], [`nft::apply`] and a part of [`conntrack`] is pure. The node agent composes these into the network
 //! that its runtimes dial through.
 
 pub mod anyip;
 pub mod cidr;
+pub mod conntrack;
 pub mod forward;
 pub mod ipam;
 pub mod isolation;

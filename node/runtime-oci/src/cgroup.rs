@@ -18,7 +18,12 @@ pub(crate) fn path(owner: &str, pod: &str) -> String {
     // A UID is hexadecimal digits and dashes, but nothing here checks it.
     let safe: String =
         pod.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    format!("/{PARENT}/{owner}/pod{safe}")
+    format!("{}/pod{safe}", parent(owner))
+}
+
+/// Name of the cgroup of all pods of one Ketch.
+pub(crate) fn parent(owner: &str) -> String {
+    format!("/{PARENT}/{owner}")
 }
 
 /// Makes the cgroup `path` with its limit. What the host does not offer is left out.

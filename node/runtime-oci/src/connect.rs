@@ -303,6 +303,15 @@ async fn settings(client: &Client) -> Result<Settings, Error> {
     }
 }
 
+/// Where a containerd that is not ours looks for network configurations and plugins.
+pub(crate) async fn plugin_directories(runtime: &OciRuntime) -> Option<(PathBuf, PathBuf)> {
+    if runtime.is_managed() {
+        return None;
+    }
+    let settings = settings(runtime.client()).await.ok()?;
+    Some((settings.cni.conf_dir.clone(), settings.plugins()))
+}
+
 /// A network configuration that is not ours.
 fn other_network(dir: &Path) -> Option<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -20,10 +20,12 @@ mod exec;
 mod image;
 mod managed;
 mod pod;
+mod remove;
 mod rotation;
 mod runtime;
 mod security;
 mod watcher;
 
 pub use connect::{Choice, Options, Unavailable, connect, probe};
+pub use remove::remove;
 pub use runtime::OciRuntime;

@@ -92,8 +92,8 @@ impl OciRuntime {
     }
 
     /// Ends what goes on in the background. Containers stay, and so does a containerd of our own while there
-    /// are any.
-    pub async fn shutdown(&self) {
+    /// are any; whether that is so.
+    pub async fn shutdown(&self) -> bool {
         let idle = matches!(self.sandboxes(HashMap::new()).await.as_deref(), Ok([]));
         self.end.cancel();
         self.tasks.close();
@@ -101,6 +101,27 @@ impl OciRuntime {
         if let Some(managed) = self.managed.as_ref().filter(|_| idle) {
             managed.stop().await;
         }
+        !idle
+    }
+
+    /// Whether its containerd is our own.
+    pub(crate) fn is_managed(&self) -> bool {
+        self.managed.is_some()
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Ends and removes every pod.
+    pub(crate) async fn remove_all(&self) -> Result<(), Error> {
+        for sandbox in self.sandboxes(HashMap::new()).await? {
+            match sandbox.labels.get(POD_UID) {
+                Some(uid) => self.remove_pod(&PodId(uid.clone())).await?,
+                None => self.remove_sandbox(&sandbox.id).await?,
+            }
+        }
+        Ok(())
     }
 
     fn states(&self) -> MutexGuard<'_, HashMap<String, (i32, ContainerState)>> {

@@ -120,6 +120,10 @@ pub(crate) async fn cleanup(context: Arc<Context>, pod: Arc<core::Pod>, keep: bo
     }
     context.services.remove_pod(uid(&pod));
     context.addresses.release(uid(&pod));
+    if let Some(network) = &context.network {
+        network.judge().forget(uid(&pod));
+        network.with_host_ports(|ports| ((), ports.release(uid(&pod))));
+    }
     crate::volumes::remove(&context, uid(&pod)).await;
     if !keep {
         crate::logs::remove(&context.root, &pod).await;

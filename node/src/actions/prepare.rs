@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 use futures::future::join_all;
 use ketch_api::k8s::api::core::v1 as core;
 
-use super::{Done, sandbox, uid};
+use super::{Done, sandbox, title, uid};
 use crate::{
     context::{Context, Report, WASM},
     kind::{Content, Kind, Known, content},
@@ -21,6 +21,10 @@ pub(crate) async fn prepare(
     placement: Arc<Placement>,
     runs_containers: bool,
 ) -> Done {
+    if let Err(failure) = host_ports(&context, &pod) {
+        context.event(&pod, None, Report::warning(failure.reason, failure.message.clone()));
+        return Done::Outcome(Outcome::Rejected(failure));
+    }
     let result = try_prepare(&context, &pod, &placement, runs_containers).await;
     if let Err(failure) = &result {
         context.event(&pod, None, Report::warning(failure.reason, failure.message.clone()));
@@ -42,10 +46,33 @@ async fn try_prepare(
             Kind::Sandboxed => create(context, pod, placement, ip).await,
         }
     };
-    let (volumes, made) = tokio::join!(crate::volumes::prepare(context, pod, ip), made);
+    let (volumes, made, settled) =
+        tokio::join!(crate::volumes::prepare(context, pod, ip), made, settle(context, pod, ip));
     volumes?;
     made?;
+    settled?;
+    if let Some(network) = &context.network {
+        network.with_host_ports(|ports| ((), ports.lead(uid(pod), ip)));
+    }
     Ok(ip)
+}
+
+/// Gives the pod its ports of the node. The scheduler sees to it that they are free; who names the node does not
+/// ask it.
+fn host_ports(context: &Context, pod: &core::Pod) -> Result<(), Failure> {
+    let Some(network) = &context.network else { return Ok(()) };
+    let claimed = network.with_host_ports(|ports| (ports.claim(&title(pod), pod), false));
+    let asks = claimed.map_err(|why| Failure {
+        reason: "NodePorts",
+        message: format!(
+            "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports: {why}"
+        ),
+    })?;
+    if asks && !network.forwards() {
+        let text = "hostPort leads nowhere on this node: Ketch has to run as root, with the program nft, and a --pod-cidr outside of 127.0.0.0/8";
+        context.event(pod, None, Report::warning("HostPortUnavailable", text));
+    }
+    Ok(())
 }
 
 /// The pod's kind. Images are looked at only where it matters, and what is read of them is kept for the pull.
@@ -99,6 +126,13 @@ fn address(context: &Context, pod: &core::Pod, kind: Kind) -> Result<IpAddr, Fai
         reason: "FailedCreatePodSandBox",
         message: "hostNetwork: the node's address is not known".to_owned(),
     })
+}
+
+/// Nothing of a pod runs before its NetworkPolicies are in force.
+async fn settle(context: &Context, pod: &core::Pod, ip: IpAddr) -> Result<(), Failure> {
+    let Some(network) = &context.network else { return Ok(()) };
+    let settled = network.judge().settle(pod, ip).await;
+    settled.map_err(|message| Failure { reason: "FailedCreatePodSandBox", message })
 }
 
 /// Makes the sandbox. Idempotent.

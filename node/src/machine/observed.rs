@@ -60,6 +60,8 @@ pub struct Failure {
 pub enum Outcome {
     /// Of [`Step::Prepare`].
     Prepared(Result<IpAddr, Failure>),
+    /// Of [`Step::Prepare`]: this node does not take the pod.
+    Rejected(Failure),
     /// Of [`Step::Pull`].
     Pulled(String, Result<Image, Failure>),
     /// Of [`Step::Start`]: name, attempt.
@@ -322,6 +324,11 @@ impl Observed {
     pub fn finish(&mut self, desired: &Desired, outcome: Outcome, now: Timestamp) {
         match outcome {
             Outcome::Prepared(result) => self.prepared(result, now),
+            Outcome::Rejected(failure) => {
+                self.failed =
+                    Some((failure.reason.to_owned(), format!("Pod was rejected: {}", failure.message)));
+                self.prepared(Err(failure), now);
+            }
             Outcome::Pulled(name, result) => self.pulled(&name, result, now),
             Outcome::Started(name, attempt, result) => self.started(&name, attempt, result, now),
             Outcome::Stopped(name, attempt) => self.stopped(&name, attempt, now),

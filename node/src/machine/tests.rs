@@ -404,3 +404,18 @@ fn quality_of_service_is_upstreams() {
         assert_eq!(super::status::qos_class(&desired.pod), class, "{resources}");
     }
 }
+
+#[test]
+fn a_pod_that_is_not_taken_has_failed() {
+    let mut sim = sim(json!({}), |_| Act::Run);
+    let step = next(&sim.desired, &sim.observed, sim.now);
+    assert_eq!(step, Step::Prepare);
+    sim.observed.begin(&step, sim.now);
+    let failure = Failure { reason: "NodePorts", message: "host port 80 is taken".into() };
+    sim.observed.finish(&sim.desired, Outcome::Rejected(failure), sim.now);
+    sim.run();
+    assert_eq!(sim.log, ["cleanup"]);
+    let status = sim.status();
+    assert_eq!((&status["phase"], &status["reason"]), (&json!("Failed"), &json!("NodePorts")));
+    assert_eq!(status["message"], "Pod was rejected: host port 80 is taken");
+}

@@ -16,6 +16,7 @@ use ketch_runtime::{Mount, Propagation};
 
 use crate::{context::Context, env, kind::Kind, machine::Failure};
 pub(crate) use mounts::discard;
+pub use mounts::discard_inside;
 use project::{Given, Projection, Source, files, projection};
 
 /// How a container sees volumes.

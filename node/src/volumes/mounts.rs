@@ -89,6 +89,22 @@ pub(crate) fn discard(directory: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(&directory)
 }
 
+/// Unmounts everything inside `directory`, then removes it. A file system that is mounted at `directory` itself
+/// is the administrator's: it is emptied, and stays.
+///
+/// # Errors
+/// When something cannot be unmounted or removed.
+pub fn discard_inside(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.symlink_metadata()?.is_dir() { discard(&path)? } else { std::fs::remove_file(&path)? }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(()),
+        other => other,
+    }
+}
+
 /// Mount points at and under `directory`.
 fn points(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(under(&std::fs::read_to_string("/proc/self/mountinfo")?, directory))

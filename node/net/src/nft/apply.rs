@@ -5,8 +5,8 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 use tokio::{io::AsyncWriteExt, process::Command};
 
 use super::{
-    batch::{Commands, change, remove, replace},
-    rules::Rules,
+    batch::{Commands, change, make, remove, replace},
+    model::Rules,
 };
 
 /// Longest a transaction may take: 5,000 Services take a fraction of a second.
@@ -64,6 +64,14 @@ impl Nft {
     pub async fn probe(&mut self) -> Result<(), ApplyError> {
         self.held = None;
         self.run(&replace(&self.table, &Rules::default())).await
+    }
+
+    /// Whether tables can be made here: makes an empty one unless it is there.
+    ///
+    /// # Errors
+    /// When `nft` is missing, or this process may not use it.
+    pub async fn check(&self) -> Result<(), ApplyError> {
+        self.run(&make(&self.table)).await
     }
 
     /// Makes the table hold `rules`: the first time, and after a failure, by replacing it, else by the

@@ -14,13 +14,13 @@ use nftables::{
 };
 
 use super::{
-    rules::{CLUSTER_IPS, Key, NOBODY_PORTS, NODE_IPS, NODE_PORTS, Rules},
+    model::{Collection, Key, Rules, Shape},
     syntax::{Expr, concat, goto_verdict, number, protocol, text},
 };
 
 /// Most clients remembered per endpoint.
 const CLIENTS: u32 = 65_535;
-/// Where the kernel calls the chains: name, kind, hook, priority (`dstnat`, `srcnat`, `filter`).
+/// Where the kernel calls the chains: name, kind, hook, priority (`raw`, `dstnat`, `srcnat`, `filter`).
 const HOOKS: &[(&str, NfChainType, NfHook, i32)] = &[
     ("prerouting", NfChainType::NAT, NfHook::Prerouting, -100),
     ("output", NfChainType::NAT, NfHook::Output, -100),
@@ -28,6 +28,9 @@ const HOOKS: &[(&str, NfChainType, NfHook, i32)] = &[
     ("filter-input", NfChainType::Filter, NfHook::Input, 0),
     ("filter-forward", NfChainType::Filter, NfHook::Forward, 0),
     ("filter-output", NfChainType::Filter, NfHook::Output, 0),
+    (super::judge::SPOOFED, NfChainType::Filter, NfHook::Prerouting, -300),
+    (super::judge::INPUT, NfChainType::Filter, NfHook::Input, 0),
+    (super::judge::FORWARD, NfChainType::Filter, NfHook::Forward, 0),
 ];
 
 /// Commands for one transaction, as `nft -j` reads them.
@@ -39,17 +42,23 @@ pub fn replace(table: &str, rules: &Rules) -> Commands {
     make.batch.add(make.table());
     make.batch.delete(make.table());
     make.batch.add(make.table());
-    make.tables();
-    make.chains(rules.chains.keys());
-    for (set, clients) in &rules.clients {
-        make.clients(set, clients.timeout);
+    for (name, collection) in &rules.collections {
+        make.collection(name, *collection, true);
     }
+    make.chains(rules.chains.keys());
     for (chain, all) in &rules.chains {
         make.rules(chain, all);
     }
     for ((set, key), verdict) in &rules.elements {
         make.element(set, key, verdict.as_deref(), true);
     }
+    make.commands()
+}
+
+/// Makes the table; one that is there is left as it is.
+pub fn make(table: &str) -> Commands {
+    let mut make = Make::new(table);
+    make.batch.add(make.table());
     make.commands()
 }
 
@@ -67,11 +76,9 @@ pub fn change(table: &str, old: &Rules, new: &Rules) -> Option<Commands> {
     let changed: Vec<_> =
         new.chains.iter().filter(|(name, rules)| old.chains.get(*name) != Some(rules)).collect();
     make.chains(changed.iter().map(|(name, _)| *name).filter(|name| !old.chains.contains_key(*name)));
-    let kept = |set: &String, clients| old.clients.get(set) == Some(clients);
-    for (set, clients) in new.clients.iter().filter(|(set, clients)| !kept(set, clients)) {
-        if !old.clients.contains_key(set) {
-            make.clients(set, clients.timeout);
-        }
+    for (name, collection) in new.collections.iter().filter(|(name, _)| !old.collections.contains_key(*name))
+    {
+        make.collection(name, *collection, true);
     }
     for (name, rules) in &changed {
         if old.chains.contains_key(*name) {
@@ -80,17 +87,18 @@ pub fn change(table: &str, old: &Rules, new: &Rules) -> Option<Commands> {
         make.rules(name, rules);
     }
     for (at, verdict) in old.elements.iter().filter(|(at, verdict)| new.elements.get(*at) != Some(verdict)) {
-        make.element(at.0, &at.1, verdict.as_deref(), false);
+        make.element(&at.0, &at.1, verdict.as_deref(), false);
     }
     for (at, verdict) in new.elements.iter().filter(|(at, verdict)| old.elements.get(*at) != Some(verdict)) {
-        make.element(at.0, &at.1, verdict.as_deref(), true);
+        make.element(&at.0, &at.1, verdict.as_deref(), true);
     }
     let gone: Vec<&String> = old.chains.keys().filter(|name| !new.chains.contains_key(*name)).collect();
     // Chains that refer to each other can only go when they are empty.
     gone.iter().for_each(|chain| make.flush(chain));
     gone.iter().for_each(|chain| make.drop_chain(chain));
-    for set in old.clients.keys().filter(|set| !new.clients.contains_key(*set)) {
-        make.drop_clients(set);
+    for (name, collection) in old.collections.iter().filter(|(name, _)| !new.collections.contains_key(*name))
+    {
+        make.collection(name, *collection, false);
     }
     (old != new).then(|| make.commands())
 }
@@ -163,50 +171,35 @@ impl Make {
         self.batch.delete(NfListObject::Chain(self.chain(chain)));
     }
 
-    /// The fixed sets and maps.
-    fn tables(&mut self) {
-        for name in Rules::tables() {
-            if [CLUSTER_IPS, NODE_IPS].contains(&name) {
-                let set = self.set(name, SetTypeValue::Single(SetType::Ipv4Addr));
-                self.batch.add(NfListObject::Set(Box::new(set)));
-                continue;
-            }
-            let mut key = vec![SetType::InetProto, SetType::InetService];
-            if ![NODE_PORTS, NOBODY_PORTS].contains(&name) {
-                key.insert(0, SetType::Ipv4Addr);
-            }
-            self.batch.add(NfListObject::Map(Box::new(Map {
-                family: NfFamily::IP,
-                table: self.name.clone(),
-                name: name.into(),
-                set_type: SetTypeValue::Concatenated(key.into()),
-                map: SetTypeValue::Single(SetType::Mark),
-                ..Map::default()
-            })));
-        }
-    }
-
-    fn set(&self, name: &str, set_type: SetTypeValue<'static>) -> Set<'static> {
-        Set {
+    fn collection(&mut self, name: &str, collection: Collection, add: bool) {
+        let set = Set {
             family: NfFamily::IP,
             table: self.name.clone(),
             name: name.to_owned().into(),
-            set_type,
+            set_type: SetTypeValue::Single(SetType::Ipv4Addr),
             ..Set::default()
+        };
+        let object = match collection {
+            Collection::Set(shape) => NfListObject::Set(Box::new(Set { set_type: key_type(shape), ..set })),
+            Collection::Clients(timeout) => NfListObject::Set(Box::new(Set {
+                flags: Some([SetFlag::Timeout].into()),
+                timeout: Some(timeout),
+                size: Some(CLIENTS),
+                ..set
+            })),
+            Collection::Map(shape) => NfListObject::Map(Box::new(Map {
+                family: NfFamily::IP,
+                table: self.name.clone(),
+                name: name.to_owned().into(),
+                set_type: key_type(shape),
+                map: SetTypeValue::Single(SetType::Mark),
+                ..Map::default()
+            })),
+        };
+        match add {
+            true => self.batch.add(object),
+            false => self.batch.delete(object),
         }
-    }
-
-    fn clients(&mut self, name: &str, timeout: u32) {
-        let mut set = self.set(name, SetTypeValue::Single(SetType::Ipv4Addr));
-        set.flags = Some([SetFlag::Timeout].into());
-        set.timeout = Some(timeout);
-        set.size = Some(CLIENTS);
-        self.batch.add(NfListObject::Set(Box::new(set)));
-    }
-
-    fn drop_clients(&mut self, name: &str) {
-        let set = self.set(name, SetTypeValue::Single(SetType::Ipv4Addr));
-        self.batch.delete(NfListObject::Set(Box::new(set)));
     }
 
     fn element(&mut self, set: &str, key: &Key, chain: Option<&str>, add: bool) {
@@ -216,6 +209,7 @@ impl Make {
             }
             Key::Port(transport, port) => concat(vec![text(protocol(*transport)), number(*port)]),
             Key::Address(ip) => text(ip.to_string()),
+            Key::Pair(from, to) => concat(vec![text(from.to_string()), text(to.to_string())]),
         };
         let elem: Expr = match chain {
             Some(chain) => Expression::List(vec![key, goto_verdict(chain)]),
@@ -231,5 +225,15 @@ impl Make {
             true => self.batch.add(element),
             false => self.batch.delete(element),
         }
+    }
+}
+
+fn key_type(shape: Shape) -> SetTypeValue<'static> {
+    use SetType::{InetProto, InetService, Ipv4Addr};
+    match shape {
+        Shape::Address => SetTypeValue::Single(Ipv4Addr),
+        Shape::Port => SetTypeValue::Concatenated(vec![InetProto, InetService].into()),
+        Shape::Service => SetTypeValue::Concatenated(vec![Ipv4Addr, InetProto, InetService].into()),
+        Shape::Pair => SetTypeValue::Concatenated(vec![Ipv4Addr, Ipv4Addr].into()),
     }
 }

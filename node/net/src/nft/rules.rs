@@ -1,25 +1,28 @@
 //! What the table should hold. Pure.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
     net::{IpAddr, Ipv4Addr},
 };
 
 use nftables::{expr::MetaKey, stmt::Statement};
 
+use super::model::{Collection, Key, Name, Rules, Shape};
 use super::syntax::{
     Stmt, any_of, goto, is, is_marked, is_new, is_not, jump, look_up, mark, masquerade, meta, port, ranges,
-    remember, rewrite, source, source_kind, target, text, unmark,
+    remember, rename, rewrite, source, source_kind, target, text, unmark,
 };
 use crate::{
     cidr::Cidr,
-    forward::{Backend, Forward},
-    services::{Table, Transport},
+    forward::{Backend, Forward, HostPort},
+    services::Table,
 };
 
 /// Bit of the packet mark that asks for masquerade, as kube-proxy has it.
 const MARK: u32 = 0x4000;
+/// Devices to other nodes.
+const OVERLAY: &str = "ketch-*";
 /// Longest part of a name that says what it is about.
 const NAME: usize = 100;
 
@@ -27,6 +30,9 @@ pub(super) const SERVICES: &str = "services";
 pub(super) const NODE_PORTS: &str = "node-ports";
 pub(super) const NOBODY: &str = "no-endpoint-services";
 pub(super) const NOBODY_PORTS: &str = "no-endpoint-node-ports";
+/// Ports of pods on every address of the node, and on one of them.
+pub(super) const HOST_PORTS: &str = "host-ports";
+pub(super) const HOST_ADDRESSES: &str = "host-port-addresses";
 pub(super) const CLUSTER_IPS: &str = "cluster-ips";
 pub(super) const NODE_IPS: &str = "node-ips";
 
@@ -47,45 +53,34 @@ pub struct Facts {
     pub served: Vec<Ipv4Addr>,
 }
 
-/// Key of an element of a set or map.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Key {
-    /// Address, transport and port.
-    Service(Ipv4Addr, Transport, u16),
-    /// Transport and port.
-    Port(Transport, u16),
-    /// Address.
-    Address(Ipv4Addr),
-}
-
-/// A set of clients that came lately.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clients {
-    /// Seconds until a client is forgotten.
-    pub timeout: u32,
-}
-
-/// Everything of the table that depends on Services or the node, by name.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rules {
-    /// Chains with their rules.
-    pub chains: BTreeMap<String, Vec<Vec<Statement<'static>>>>,
-    /// Elements of the fixed sets and maps; the chain a map's element leads to.
-    pub elements: BTreeMap<(&'static str, Key), Option<String>>,
-    /// Sets that rules fill.
-    pub clients: BTreeMap<String, Clients>,
-}
-
-/// The rules for the Services of `table` on a node.
-pub fn rules(table: &Table, facts: &Facts) -> Rules {
-    let mut rules = Rules { chains: fixed(facts), ..Rules::default() };
+/// The rules for the Services of `table`, and for the ports that pods of the node have on it.
+pub fn rules(table: &Table, ports: &[HostPort], facts: &Facts) -> Rules {
+    let mut rules = Rules { chains: fixed(facts), collections: collections(), ..Rules::default() };
     for address in &facts.addresses {
-        rules.elements.insert((NODE_IPS, Key::Address(*address)), None);
+        rules.insert(NODE_IPS, Key::Address(*address));
     }
     for forward in table.forwards() {
         rules.add(forward, facts);
     }
+    for port in ports {
+        rules.add_host_port(port);
+    }
     rules
+}
+
+/// Sets and maps that every node has.
+fn collections() -> BTreeMap<Name, Collection> {
+    let all = [
+        (SERVICES, Collection::Map(Shape::Service)),
+        (NODE_PORTS, Collection::Map(Shape::Port)),
+        (NOBODY, Collection::Map(Shape::Service)),
+        (NOBODY_PORTS, Collection::Map(Shape::Port)),
+        (HOST_PORTS, Collection::Map(Shape::Port)),
+        (HOST_ADDRESSES, Collection::Map(Shape::Service)),
+        (CLUSTER_IPS, Collection::Set(Shape::Address)),
+        (NODE_IPS, Collection::Set(Shape::Address)),
+    ];
+    all.into_iter().map(|(name, collection)| (name.into(), collection)).collect()
 }
 
 /// Chains that every node has. Hooks are in [`super::batch`].
@@ -94,6 +89,10 @@ fn fixed(facts: &Facts) -> BTreeMap<String, Vec<Vec<Stmt>>> {
     let service_key = vec![target(), transport.clone(), number.clone()];
     let at_node = || is(target(), text(format!("@{NODE_IPS}")));
     let node_key = vec![transport, number];
+    let on_host = [
+        vec![look_up(service_key.clone(), HOST_ADDRESSES)],
+        vec![at_node(), look_up(node_key.clone(), HOST_PORTS)],
+    ];
     // Who reaches a cluster address from outside has to get its answers through this node.
     let mut foreign = vec![is(target(), text(format!("@{CLUSTER_IPS}")))];
     if !facts.pods.is_empty() {
@@ -101,6 +100,7 @@ fn fixed(facts: &Facts) -> BTreeMap<String, Vec<Vec<Stmt>>> {
     }
     foreign.extend([is_not(source_kind(), text("local")), jump("masquerade-later")]);
     let mut services = vec![foreign, vec![look_up(service_key.clone(), SERVICES)]];
+    services.extend(on_host);
     services.push(vec![at_node(), look_up(node_key.clone(), NODE_PORTS)]);
     let nobody = vec![vec![look_up(service_key, NOBODY)], vec![at_node(), look_up(node_key, NOBODY_PORTS)]];
     let mut strays = Vec::new();
@@ -131,7 +131,14 @@ fn fixed(facts: &Facts) -> BTreeMap<String, Vec<Vec<Stmt>>> {
 
 /// What was marked, and what pods send to the world, gets the node's address.
 fn postrouting(facts: &Facts) -> Vec<Vec<Stmt>> {
-    let mut rules = vec![vec![is_marked(MARK), unmark(MARK), masquerade()]];
+    let mut rules = Vec::new();
+    if let Some(IpAddr::V4(base)) = facts.local_pods.first().map(Cidr::base) {
+        // On other nodes the node's own connections count as the node's. These are not: they come from an
+        // address of its range that neither it nor a pod has.
+        let away = is(meta(MetaKey::Oifname), text(OVERLAY));
+        rules.push(vec![is_marked(MARK), away, unmark(MARK), rename(base)]);
+    }
+    rules.push(vec![is_marked(MARK), unmark(MARK), masquerade()]);
     if !facts.local_pods.is_empty() {
         let multicast = Cidr::new(IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)), 4);
         let inside: Vec<Cidr> =
@@ -174,7 +181,7 @@ impl Rules {
         let choice = Choice::new(forward, facts);
         let id = name("", forward, None);
         for address in &cluster {
-            self.elements.insert((CLUSTER_IPS, Key::Address(*address)), None);
+            self.insert(CLUSTER_IPS, Key::Address(*address));
         }
         let inside = self.inside(forward, &choice, &id);
         self.lead(forward, &cluster, None, inside, choice.all.is_empty());
@@ -258,18 +265,30 @@ impl Rules {
     fn target(&mut self, forward: &Forward, backend: &Backend) -> String {
         let chain = name("ep-", forward, Some(backend));
         let IpAddr::V4(address) = backend.address.ip() else { return chain };
-        // A pod that reaches itself has to see another address than its own.
-        let mut rules = vec![vec![is(source(), text(address.to_string())), jump("masquerade-later")]];
+        let mut rules = vec![hairpin(address)];
         let mut last = Vec::new();
         if let Some(timeout) = forward.affinity {
             let set = clients(&chain);
             last.push(remember(&set));
-            self.clients.insert(set, Clients { timeout });
+            self.collections.insert(set.into(), Collection::Clients(timeout));
         }
         last.extend(rewrite(forward.port.transport, address, backend.address.port()));
         rules.push(last);
         self.chains.insert(chain.clone(), rules);
         chain
+    }
+
+    /// A pod's port on the node. Clients are not hidden: answers come back this way anyhow.
+    fn add_host_port(&mut self, port: &HostPort) {
+        let (transport, number, (address, target)) = (port.transport, port.port, port.target);
+        let at = port.host.map_or_else(|| "any".to_owned(), |host| host.to_string());
+        let chain = format!("hp-{}/{number}/{at}", super::syntax::protocol(transport));
+        let rules = vec![hairpin(address), rewrite(transport, address, target).into()];
+        self.chains.insert(chain.clone(), rules);
+        match port.host {
+            Some(host) => self.map(HOST_ADDRESSES, Key::Service(host, transport, number), chain),
+            None => self.map(HOST_PORTS, Key::Port(transport, number), chain),
+        }
     }
 
     /// Leads addresses and a node port to a chain, or, without one, to a refusal: `empty` says that there is
@@ -286,18 +305,17 @@ impl Rules {
         let (services, ports) = if chain.is_some() { (SERVICES, NODE_PORTS) } else { (NOBODY, NOBODY_PORTS) };
         let verdict = chain.unwrap_or_else(|| if empty { "refuse" } else { "drop" }.to_owned());
         for address in addresses {
-            let key = Key::Service(*address, transport, number);
-            self.elements.insert((services, key), Some(verdict.clone()));
+            self.map(services, Key::Service(*address, transport, number), verdict.clone());
         }
         if let Some(port) = node_port {
-            self.elements.insert((ports, Key::Port(transport, port)), Some(verdict));
+            self.map(ports, Key::Port(transport, port), verdict);
         }
     }
+}
 
-    /// Names of the sets and maps that elements are in.
-    pub(super) fn tables() -> BTreeSet<&'static str> {
-        BTreeSet::from([SERVICES, NODE_PORTS, NOBODY, NOBODY_PORTS, CLUSTER_IPS, NODE_IPS])
-    }
+/// A pod that reaches itself has to see another address than its own.
+fn hairpin(address: Ipv4Addr) -> Vec<Stmt> {
+    vec![is(source(), text(address.to_string())), jump("masquerade-later")]
 }
 
 /// The set of clients of an endpoint's chain.

@@ -7,7 +7,11 @@ use nftables::{
         BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, NgMode,
         Numgen, Payload, PayloadField, Prefix, SetItem, Verdict,
     },
-    stmt::{JumpTarget, Mangle, Match, NAT, NATFlag, Operator, Set, SetOp, Statement, VerdictMap},
+    stmt::{
+        JumpTarget, Mangle, Match, NAT, NATFlag, Operator, Reject, RejectType, Set, SetOp, Statement,
+        VerdictMap,
+    },
+    types::RejectCode,
 };
 
 use crate::{cidr::Cidr, services::Transport};
@@ -79,14 +83,36 @@ pub(super) fn is_not(left: Expr, right: Expr) -> Stmt {
 
 /// The first packet of a connection.
 pub(super) fn is_new() -> Stmt {
+    in_state(&["new"])
+}
+
+/// Whether the packet's connection is in one of these states.
+pub(super) fn in_state(states: &[&'static str]) -> Stmt {
     let left = Expression::Named(NamedExpression::CT(CT { key: "state".into(), family: None, dir: None }));
-    Statement::Match(Match { left, right: text("new"), op: Operator::IN })
+    let right = match states {
+        [state] => text(*state),
+        states => Expression::List(states.iter().map(|state| text(*state)).collect()),
+    };
+    Statement::Match(Match { left, right, op: Operator::IN })
 }
 
 /// Whether the packet comes from an address of the node.
 pub(super) fn source_kind() -> Expr {
-    let fib = Fib { result: FibResult::Type, flags: HashSet::from([FibFlag::Saddr]) };
-    Expression::Named(NamedExpression::Fib(fib))
+    by_route(FibResult::Type, [FibFlag::Saddr])
+}
+
+/// What a look into the routes for something of the packet finds.
+pub(super) fn by_route<const N: usize>(result: FibResult, flags: [FibFlag; N]) -> Expr {
+    Expression::Named(NamedExpression::Fib(Fib { result, flags: HashSet::from(flags) }))
+}
+
+pub(super) fn accept() -> Stmt {
+    Statement::Accept(None)
+}
+
+/// Refuses the packet, and says that it is not allowed.
+pub(super) fn forbid() -> Stmt {
+    Statement::Reject(Some(Reject::new(Some(RejectType::ICMP), Some(RejectCode::AdminProhibited))))
 }
 
 pub(super) fn jump(chain: impl Into<Cow<'static, str>>) -> Stmt {
@@ -98,7 +124,11 @@ pub(super) fn goto(chain: impl Into<Cow<'static, str>>) -> Stmt {
 }
 
 pub(super) fn look_up(key: Vec<Expr>, map: &str) -> Stmt {
-    Statement::VerdictMap(VerdictMap { key: concat(key), data: text(format!("@{map}")) })
+    look_up_one(concat(key), map)
+}
+
+pub(super) fn look_up_one(key: Expr, map: &str) -> Stmt {
+    Statement::VerdictMap(VerdictMap { key, data: text(format!("@{map}")) })
 }
 
 pub(super) fn goto_verdict(chain: &str) -> Expr {
@@ -145,6 +175,12 @@ pub(super) fn rewrite(transport: Transport, address: Ipv4Addr, port: u16) -> [St
     let nat =
         NAT { addr: Some(text(address.to_string())), family: None, port: Some(number(port)), flags: None };
     [is(meta(MetaKey::L4proto), text(protocol(transport))), Statement::DNAT(Some(nat))]
+}
+
+/// Gives the packet another source.
+pub(super) fn rename(address: Ipv4Addr) -> Stmt {
+    let nat = NAT { addr: Some(text(address.to_string())), family: None, port: None, flags: None };
+    Statement::SNAT(Some(nat))
 }
 
 pub(super) fn masquerade() -> Stmt {

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{
     batch::{change, replace},
-    rules::{CLUSTER_IPS, Facts, Key, NOBODY, NOBODY_PORTS, NODE_IPS, NODE_PORTS, Rules, SERVICES, rules},
+    model::{Collection, Key, Rules},
+    rules::{CLUSTER_IPS, Facts, NOBODY, NOBODY_PORTS, NODE_IPS, NODE_PORTS, SERVICES, rules},
 };
 use crate::services::{Table, Transport::Tcp};
 
@@ -34,12 +35,12 @@ fn build(service: Value, endpoints: &[(&str, &str)]) -> Rules {
         "metadata": {"namespace": "shop", "name": "s", "labels": {"kubernetes.io/service-name": name}}});
     let slice: EndpointSlice = serde_json::from_value(slice).unwrap();
     let service: Service = serde_json::from_value(service).unwrap();
-    rules(&Table::build([&service], [&slice]), &facts())
+    rules(&Table::build([&service], [&slice]), &[], &facts())
 }
 
 /// Where an element leads: the start of the chain's name.
 fn verdict(rules: &Rules, set: &'static str, key: Key) -> Option<String> {
-    let chain = rules.elements.get(&(set, key))?.clone().unwrap_or_default();
+    let chain = rules.elements.get(&(set.into(), key))?.clone().unwrap_or_default();
     Some(chain.split_once('-').map_or(chain.clone(), |(kind, _)| kind.to_owned()))
 }
 
@@ -107,7 +108,7 @@ fn a_clusters_port_in_full() {
     let name = names.next().unwrap();
     assert!(names.next().is_none() && name.starts_with("ep-"), "one endpoint needs no choice");
     assert!(name.ends_with("-shop/web/tcp/80/10.42.0.2/8080"));
-    assert_eq!(found.elements[&(SERVICES, at(IP))].as_ref(), Some(name));
+    assert_eq!(found.elements[&(SERVICES.into(), at(IP))].as_ref(), Some(name));
     let saddr = json!({"payload": {"protocol": "ip", "field": "saddr"}});
     let expected = json!([
         [{"match": {"left": saddr, "op": "==", "right": "10.42.0.2"}}, {"jump": {"target": "masquerade-later"}}],
@@ -137,8 +138,8 @@ fn affinity_has_a_set_per_endpoint() {
     let spec = json!({"clusterIP": "10.43.0.20", "ports": [{"port": 80}], "sessionAffinity": "ClientIP",
         "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60}}});
     let found = build(service("web", spec), TWO);
-    assert_eq!(found.clients.len(), 2);
-    assert!(found.clients.values().all(|clients| clients.timeout == 60));
+    let clients = found.collections.values().filter(|one| matches!(one, Collection::Clients(60)));
+    assert_eq!(clients.count(), 2);
     assert_eq!(chain(&found, "svc-").as_array().unwrap().len(), 2 + 1);
 }
 

@@ -62,15 +62,17 @@ impl Lab {
     }
 
     fn pod(&self, name: &str, address: &str) {
-        self.wire(name, name);
-        self.ip("node", &format!("addr add 10.42.0.1/32 dev {name}"));
-        self.ip("node", &format!("route add {address}/32 dev {name}"));
+        // As the network plugin names them.
+        let end = format!("kt{name}");
+        self.wire(name, &end);
+        self.ip("node", &format!("addr add 10.42.0.1/32 dev {end}"));
+        self.ip("node", &format!("route add {address}/32 dev {end}"));
         self.ip(name, &format!("addr add {address}/32 dev eth0"));
         self.ip(name, "route add 10.42.0.1 dev eth0");
         self.ip(name, "route add default via 10.42.0.1");
     }
 
-    fn ip(&self, name: &str, command: &str) {
+    pub fn ip(&self, name: &str, command: &str) {
         ip(&format!("-n {} {command}", self.namespace(name)));
     }
 
@@ -89,16 +91,35 @@ impl Lab {
             .spawn();
         self.servers.push(server.unwrap());
         let port = listen.split([':', ',']).nth(1).unwrap();
-        let udp = listen.starts_with("UDP");
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {
-            let sockets = self.run(name, &["ss", if udp { "-uanH" } else { "-tlnH" }]);
+            let sockets = self.run(name, &["ss", "-tlnH"]);
             if String::from_utf8_lossy(&sockets.stdout).contains(&format!(":{port} ")) {
                 return;
             }
             std::thread::yield_now();
         }
         panic!("{word} does not listen on {listen}");
+    }
+
+    /// The same for datagrams. socat's server, which makes a process for each, loses some that come in a row.
+    pub fn serve_udp(&self, name: &str, port: u16, word: &'static str) {
+        let path = format!("/run/netns/{}", self.namespace(name));
+        let socket = || std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, port));
+        let socket = ketch_net::netns::run(path.as_ref(), socket).unwrap().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(format!("{word} {}\n", from.ip()).as_bytes(), from);
+            }
+        });
+    }
+
+    /// Runs a program in `name` until the end of the test.
+    pub fn spawn(&mut self, name: &str, command: &[&str]) {
+        let namespace = self.namespace(name);
+        let mut program = Command::new("ip");
+        self.servers.push(program.args(["netns", "exec", &namespace]).args(command).spawn().unwrap());
     }
 
     /// What a server answers to a connection from `name`; the error when there is none.

@@ -12,4 +12,5 @@
 )]
 
 mod lab;
+mod policies;
 mod services;

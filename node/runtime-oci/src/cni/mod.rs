@@ -112,3 +112,17 @@ pub(crate) fn install(configurations: &Path, plugins: &Path, executable: &Path) 
     }
     Ok(())
 }
+
+/// Takes back what [`install`] put there; what is another program's stays.
+pub(crate) fn uninstall(configurations: &Path, plugins: &Path, executable: &Path) {
+    for name in [PLUGIN, LOOPBACK] {
+        let link = plugins.join(name);
+        if fs::read_link(&link).is_ok_and(|target| target == executable) {
+            _ = fs::remove_file(link);
+        }
+    }
+    let path = configurations.join(CONFIGURATION);
+    if fs::read_to_string(&path).is_ok_and(|text| text == protocol::configuration(PLUGIN)) {
+        _ = fs::remove_file(path);
+    }
+}

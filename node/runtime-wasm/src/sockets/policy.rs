@@ -1,7 +1,7 @@
 //! Where a pod's sockets may bind and what they may reach.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -25,11 +25,13 @@ pub(crate) struct Policy {
     log: Log,
     /// Endpoints that dialled addresses lead to, with those addresses.
     known: Mutex<HashMap<(SocketAddr, Protocol), SocketAddr>>,
+    /// Where datagrams came from: an answer is part of the exchange that was allowed.
+    heard: Mutex<HashSet<SocketAddr>>,
 }
 
 impl Policy {
     pub(crate) fn new(pod: Arc<Pod>, ports: Arc<Vec<Port>>, log: Log) -> Self {
-        Self { pod, ports, log, known: Mutex::default() }
+        Self { pod, ports, log, known: Mutex::default(), heard: Mutex::default() }
     }
 
     pub(crate) fn pod(&self) -> &Arc<Pod> {
@@ -76,6 +78,9 @@ impl Policy {
 
     /// Where a connection or datagram to `wanted` goes; `None`, with a line in the log, when it may not.
     pub(super) fn target(&self, wanted: SocketAddr, protocol: Protocol) -> Option<SocketAddr> {
+        if protocol == Protocol::Udp && self.heard().contains(&wanted) {
+            return Some(wanted);
+        }
         let target = match self.local(wanted) {
             Some(local) => local,
             None => match self.pod.network.route(&self.pod.sandbox, wanted, protocol) {
@@ -92,6 +97,15 @@ impl Policy {
         }
         known.insert((target, protocol), wanted);
         Some(target)
+    }
+
+    /// Notes that a datagram came from `source`.
+    pub(super) fn hear(&self, source: SocketAddr) {
+        let mut heard = self.heard();
+        if heard.len() >= MAX_KNOWN {
+            heard.clear();
+        }
+        heard.insert(source);
     }
 
     /// The address the guest dialled to reach `source`.
@@ -141,6 +155,10 @@ impl Policy {
     /// Known from [`Policy::target`], or a target that needs no rewriting.
     fn may_reach(&self, address: SocketAddr, protocol: Protocol) -> bool {
         self.known().contains_key(&(address, protocol)) || self.target(address, protocol) == Some(address)
+    }
+
+    fn heard(&self) -> std::sync::MutexGuard<'_, HashSet<SocketAddr>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, HashMap<(SocketAddr, Protocol), SocketAddr>> {

@@ -119,6 +119,7 @@ impl HostIncomingDatagramStream for Sockets<'_> {
     ) -> SocketResult<Vec<IncomingDatagram>> {
         let mut datagrams = HostIncomingDatagramStream::receive(&mut self.inner, this, most)?;
         for datagram in &mut datagrams {
+            self.state.policy.hear(datagram.remote_address.into());
             // A Service's client hears from the Service, not from the endpoint behind it.
             datagram.remote_address = self.udp_source(datagram.remote_address);
         }

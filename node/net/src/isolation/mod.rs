@@ -4,6 +4,8 @@
 //! direction, has only the connections of that direction that some rule of some such policy allows. A
 //! connection between pods needs both: the one's egress and the other's ingress.
 
+mod filter;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -19,6 +21,8 @@ use ketch_api::{
     },
     selector::Selector,
 };
+
+pub use filter::{Clause, Direction, Filter, Peers, Ports, Profile};
 
 use crate::{cidr::Cidr, services::Transport};
 
@@ -69,6 +73,7 @@ pub struct Policies {
 
 #[derive(Clone, Debug)]
 struct Compiled {
+    name: String,
     pods: Selector,
     ingress: Option<Vec<Rule>>,
     egress: Option<Vec<Rule>>,
@@ -241,6 +246,7 @@ fn compile(policy: &NetworkPolicy) -> Option<Compiled> {
     let inbound = |rule: &NetworkPolicyIngressRule| rules(rule.from.as_deref(), rule.ports.as_deref());
     let outbound = |rule: &NetworkPolicyEgressRule| rules(rule.to.as_deref(), rule.ports.as_deref());
     Some(Compiled {
+        name: policy.metadata.name.clone().unwrap_or_default(),
         // Rather everything isolated than nothing.
         pods: spec
             .pod_selector
@@ -311,8 +317,10 @@ mod tests {
     fn policies(specs: &[Value]) -> Policies {
         let objects: Vec<NetworkPolicy> = specs
             .iter()
-            .map(|spec| {
-                serde_json::from_value(json!({"metadata": {"namespace": "shop"}, "spec": spec})).unwrap()
+            .enumerate()
+            .map(|(n, spec)| {
+                let metadata = json!({"namespace": "shop", "name": format!("p{n}")});
+                serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap()
             })
             .collect();
         let label = |team: &str| Labels::from([("team".to_owned(), team.to_owned())]);
@@ -328,6 +336,12 @@ mod tests {
             pod("other", "web", "10.42.0.4"),
         );
         let outside = End::Outside("192.0.2.7".parse().unwrap());
+        let all_pods = [&web, &db, &far];
+        let address = |end: End<'_>| match end {
+            End::Pod(pod) => pod.addresses[0],
+            End::Outside(address) => address,
+            End::Node => "192.0.2.1".parse().unwrap(),
+        };
         let (web, db, far) = (End::Pod(&web), End::Pod(&db), End::Pod(&far));
         let on = |app: &str, more: Value| {
             let mut spec = json!({"podSelector": {"matchLabels": {"app": app}}});
@@ -428,7 +442,14 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            assert_eq!(policies(&specs).allowed(from, to, transport, number), expected, "row {n}: {specs:?}");
+            let policies = policies(&specs);
+            assert_eq!(policies.allowed(from, to, transport, number), expected, "row {n}: {specs:?}");
+            // The kernel, which sees packets, comes to the same. It does not ask about the node's own.
+            let (IpAddr::V4(source), IpAddr::V4(target)) = (address(from), address(to)) else { continue };
+            if !matches!(from, End::Node) {
+                let found = policies.filter(all_pods, &all_pods).allowed((source, target), transport, number);
+                assert_eq!(found, expected, "row {n} for the kernel: {specs:?}");
+            }
         }
     }
 }

@@ -1,0 +1,219 @@
+//! NetworkPolicies and ports of the node, for containers and components alike.
+
+use std::process::Command;
+
+use ketch_tests::{Ketch, get, succeeded, until};
+
+use super::containers::{Containers, Ranges};
+
+const RANGES: Ranges =
+    ["--service-cidr", "10.163.0.0/16", "--pod-cidr", "10.162.0.0/16", "--dns-addr", "10.163.0.10:53"];
+
+/// A client and a server of each kind: `box` and `web` are containers, `guest` and `hello` components.
+const PODS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: box, labels: {role: client, app: box}}
+spec: {containers: [{name: c, image: "ketch.local/default/busybox:latest", command: [sleep, "3600"]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {role: server, app: web}}
+spec:
+  containers:
+  - name: c
+    image: ketch.local/default/busybox:latest
+    command: [sh, -c, "mkdir -p /www && echo web > /www/index.html && (httpd -p 9090 -h /www; exec httpd -f -p 8080 -h /www)"]
+    ports: [{name: http, containerPort: 8080, hostPort: 18162}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: guest, labels: {role: client, app: guest}}
+spec: {containers: [{name: c, image: "ketch.local/default/hello:latest", ports: [{containerPort: 8080}]}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: hello, labels: {role: server, app: hello}}
+spec: {containers: [{name: c, image: "ketch.local/default/hello:latest", ports: [{name: http, containerPort: 8080, hostPort: 18163}]}]}
+"#;
+
+struct Pods {
+    containers: Containers,
+    web: String,
+    hello: String,
+    guest: String,
+}
+
+impl Pods {
+    fn start() -> Option<Self> {
+        let containers = Containers::start(RANGES)?;
+        let ketch = containers.ketch();
+        ketch.deploy("hello", &[]);
+        ketch.apply(PODS);
+        ketch.kubectl_ok(&[
+            "wait",
+            "--for=condition=Ready",
+            "pod/box",
+            "pod/web",
+            "pod/guest",
+            "pod/hello",
+            "--timeout=90s",
+        ]);
+        let ip = |pod: &str| ketch.kubectl_ok(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"]);
+        let (web, hello, guest) = (ip("web"), ip("hello"), ip("guest"));
+        Some(Self { web, hello, guest, containers })
+    }
+
+    fn ketch(&self) -> &Ketch {
+        self.containers.ketch()
+    }
+
+    fn from_box(&self, target: &str) -> bool {
+        let (ip, port) = target.split_once(':').unwrap();
+        // Not wget: Debian's static one crashes when it looks up a name.
+        let dial = format!("nc -w 3 {ip} {port} < /dev/null");
+        self.ketch().kubectl(&["exec", "box", "--", "sh", "-c", &dial]).status.success()
+    }
+
+    fn from_guest(&self, target: &str) -> bool {
+        let path = format!("/fetch?url=http://{target}/");
+        get(&format!("{}:8080", self.guest), "guest", &path).is_ok_and(|(status, _)| status == 200)
+    }
+
+    /// Who is reached on 8080: the container and the component, by the container and by the component.
+    fn reach(&self) -> [bool; 4] {
+        let (web, hello) = (format!("{}:8080", self.web), format!("{}:8080", self.hello));
+        [self.from_box(&web), self.from_box(&hello), self.from_guest(&web), self.from_guest(&hello)]
+    }
+
+    fn reached(&self, what: &str, expected: [bool; 4]) {
+        until(what, || match self.reach() {
+            found if found == expected => Ok(()),
+            found => Err(format!("{found:?} instead of {expected:?}")),
+        });
+    }
+
+    fn policy(&self, name: &str, spec: &str) {
+        self.ketch().apply(&format!(
+            "---\n{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: {name}}}, spec: {spec}}}"
+        ));
+    }
+}
+
+const ALL: [bool; 4] = [true; 4];
+const NONE: [bool; 4] = [false; 4];
+
+#[test]
+fn policies_hold_for_containers_and_components() {
+    let Some(mut pods) = Pods::start() else { return };
+    pods.reached("everything without policies", ALL);
+    host_ports(&pods);
+    pods.policy("deny", "{podSelector: {}, policyTypes: [Ingress, Egress]}");
+    pods.reached("nothing by default", NONE);
+    for ip in [&pods.web, &pods.hello] {
+        assert_eq!(
+            get(&format!("{ip}:8080"), "node", "/").map(|(status, _)| status),
+            Ok(200),
+            "the node reaches its pods"
+        );
+    }
+    // Names, as everybody allows them; and with them alone nobody is reached.
+    let name = |found: bool| {
+        let asked = ["exec", "box", "--", "timeout", "3", "nslookup", "kubernetes.default.svc.cluster.local"];
+        until("names", || match pods.ketch().kubectl(&asked).status.success() {
+            answered if answered == found => Ok(()),
+            answered => Err(format!("answered: {answered}")),
+        });
+    };
+    name(false);
+    pods.policy(
+        "names",
+        "{podSelector: {}, policyTypes: [Egress], egress: [{ports: [{port: 53, protocol: UDP}], to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]}]}",
+    );
+    name(true);
+    assert_eq!(pods.reach(), NONE);
+    // Out by label, in by label and port.
+    pods.policy(
+        "out",
+        "{podSelector: {matchLabels: {role: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {role: server}}}]}]}",
+    );
+    assert_eq!(pods.reach(), NONE, "both ends have a say");
+    pods.policy(
+        "in",
+        "{podSelector: {matchLabels: {role: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: client}}}], ports: [{port: http}]}]}",
+    );
+    pods.reached("clients to servers", ALL);
+    assert!(!pods.from_box(&format!("{}:9090", pods.web)) && !pods.from_guest(&format!("{}:9090", pods.web)));
+    // A label that is not there any more.
+    pods.ketch().kubectl_ok(&["label", "pod", "box", "role-"]);
+    pods.reached("the container that is no client", [false, false, true, true]);
+    pods.ketch().kubectl_ok(&["label", "pod", "box", "role=client"]);
+    pods.reached("it is one again", ALL);
+    // By address.
+    pods.policy(
+        "in",
+        &format!(
+            "{{podSelector: {{matchLabels: {{role: server}}}}, ingress: [{{from: [{{ipBlock: {{cidr: 10.162.0.0/16, except: [{}/32]}}}}]}}]}}",
+            pods.guest
+        ),
+    );
+    pods.reached("a range with a hole", [true, true, false, false]);
+
+    // While nobody is there the rules hold, and after it they do from the first moment.
+    let web = format!("{}:8080", pods.web);
+    pods.policy("in", "{podSelector: {matchLabels: {role: server}}, ingress: []}");
+    pods.reached("nobody", NONE);
+    pods.containers.crash();
+    let tables = Command::new("nft").args(["list", "tables", "ip"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&tables.stdout).contains("ketch-pods-10.162."), "{tables:?}");
+    pods.containers.restart();
+    until("programs in containers to be run", || {
+        match pods.ketch().kubectl(&["exec", "box", "--", "true"]).status.success() {
+            true => Ok(()),
+            false => Err("no".to_owned()),
+        }
+    });
+    assert!(!pods.from_box(&web));
+    pods.ketch().kubectl_ok(&["delete", "networkpolicy", "--all"]);
+    pods.reached("everything again", ALL);
+}
+
+/// `hostPort`, and two pods that want the same one.
+fn host_ports(pods: &Pods) {
+    let ketch = pods.ketch();
+    let node =
+        ketch.kubectl_ok(&["get", "node", "test-node", "-o", "jsonpath={.status.addresses[0].address}"]);
+    for (port, body) in [(18162, "web\n"), (18163, "Hello from WebAssembly!\n")] {
+        until("the port of the node", || match get(&format!("{node}:{port}"), "node", "/") {
+            Ok((200, found)) if found == body => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+    let twin = |name: &str, more: &str| {
+        let port = "ports: [{containerPort: 8080, hostPort: 18163}]";
+        let spec = format!(
+            "{{{more} containers: [{{name: c, image: 'ketch.local/default/hello:latest', {port}}}]}}"
+        );
+        ketch.apply(&format!("---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {spec}}}"));
+    };
+    twin("waits", "");
+    until("the scheduler's refusal", || {
+        match ketch.kubectl_ok(&["get", "events", "-o", "jsonpath={.items[*].message}"]) {
+            text if text.contains("didn't have free ports for the requested pod ports") => Ok(()),
+            text => Err(text),
+        }
+    });
+    twin("forced", "nodeName: test-node,");
+    let status =
+        ["get", "pod", "forced", "-o", "jsonpath={.status.phase} {.status.reason} {.status.message}"];
+    until("the node's refusal", || match ketch.kubectl_ok(&status) {
+        text if text.starts_with("Failed NodePorts Pod was rejected:")
+            && text.contains("pod default/hello") =>
+        {
+            Ok(())
+        }
+        text => Err(text),
+    });
+    ketch.kubectl_ok(&["delete", "pod", "waits", "forced", "--grace-period=1"]);
+    succeeded("hello is still there", ketch.kubectl(&["get", "pod", "hello"]));
+}
