@@ -43,15 +43,15 @@ impl HostPorts {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let ports = wanted(pod);
         for port in &ports {
-            let others = self.pods.iter().filter(|(other, _)| **other != uid);
-            let taken = others.filter(|(_, claim)| claim.ports.iter().any(|other| port.meets(other)));
-            if let Some((_, claim)) = taken.into_iter().next() {
+            let mut others = self.pods.iter().filter(|(other, _)| **other != uid).map(|(_, claim)| claim);
+            if let Some(claim) = others.find(|claim| claim.ports.iter().any(|other| port.meets(other))) {
                 return Err(format!("host port {} is taken by pod {}", port.port, claim.title));
             }
         }
         let asks = !ports.is_empty();
-        if asks && !self.pods.contains_key(&uid) {
-            self.pods.insert(uid, Claim { title: title.to_owned(), ports, target: None });
+        if asks {
+            let claim = || Claim { title: title.to_owned(), ports, target: None };
+            self.pods.entry(uid).or_insert_with(claim);
         }
         Ok(asks)
     }

@@ -89,6 +89,7 @@ async fn host_side(
             let message = LinkUnspec::new_with_index(index).mtu(mtu).build();
             links.run("set the MTU", links.0.link().set(message).execute()).await?;
         }
+        without_ipv6(name);
         links.up(name).await?;
         forward(name)?;
         if let Some(outside) = links.default_interface().await? {
@@ -150,6 +151,13 @@ fn forward(interface: &str) -> Result<(), Problem> {
         return Ok(());
     }
     std::fs::write(&path, "1").map_err(|error| Problem::io(&format!("write {path}: {error}")))
+}
+
+/// Pods have no IPv6. With it on this end, programs of the host could be reached from the pod's link-local
+/// address, which no rule knows.
+fn without_ipv6(interface: &str) {
+    // A host without IPv6 has no such file.
+    _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"), "1");
 }
 
 /// The host's end of a sandbox's pair.

@@ -45,6 +45,9 @@ async fn pods_have_their_address_and_reach_each_other() {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("hello\n"), "{text}");
+    let route = ip(&["-o", "route", "get", &rig.ip(2).to_string()]);
+    let cable = route.split_whitespace().skip_while(|word| *word != "dev").nth(1).expect("a device");
+    assert_eq!(ip(&["-6", "addr", "show", "dev", cable]), "", "nothing of the host listens there");
     // A pod on the host's network has none of its own.
     let mut hosted = rig.pod("hosted", 4);
     hosted.namespaces.host_network = true;
