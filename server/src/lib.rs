@@ -11,6 +11,7 @@ mod join;
 mod listeners;
 mod nodes;
 mod options;
+mod own_service;
 mod server;
 mod tunnel;
 

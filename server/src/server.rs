@@ -8,7 +8,9 @@ use std::{
 
 use ketch_api::names::ADMIN_GROUP;
 use ketch_apiserver::{
-    ApiServer, auth,
+    ApiServer,
+    admission::cluster_ip::ServiceCidr,
+    auth,
     pki::{NodeCertificates, Pki, PkiError},
     serve,
 };
@@ -26,6 +28,7 @@ use crate::{
     listeners::{BindError, bind, bind_udp},
     nodes::Nodes,
     options::Options,
+    own_service,
     tunnel::Tunnel,
 };
 
@@ -110,7 +113,7 @@ impl Server {
         let local = |listener: &std::net::TcpListener, asked| listener.local_addr().unwrap_or(asked);
         let (api_addr, ui_addr) = (local(&tls, options.api_addr), local(&plain, options.ui_addr));
         let root = data_dir.path().join("server");
-        let pki = Arc::new(Pki::open(root.join("pki"), &options.subject_names)?);
+        let pki = Arc::new(Pki::open(root.join("pki"), &subject_names(&options)?)?);
         let store = {
             let path = root.join("store");
             let opened =
@@ -206,6 +209,30 @@ impl Server {
         self.pki.ca_pem()
     }
 
+    /// Answers on `listener` too, as on the address of the API.
+    ///
+    /// # Errors
+    /// When the listener or the certificate cannot be used.
+    pub fn listen_too(&mut self, listener: std::net::TcpListener) -> Result<(), StartError> {
+        let failed = |error: std::io::Error| StartError::Api(error.to_string());
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        let config = Some(Arc::new(self.pki.server_config()?));
+        let (set, stop) = &mut self.listeners;
+        let router = self.front.clone().router(true);
+        set.spawn(serve::serve(listener, config, router, serve::Limits::default(), stop.clone()));
+        Ok(())
+    }
+
+    /// Makes `endpoint` the one where pods reach the API by the Service `kubernetes`, and keeps it so.
+    pub fn publish_api(&self, endpoint: SocketAddr) {
+        let (api, client) =
+            (self.api.clone(), self.client(auth::User::new("system:apiserver", &[ADMIN_GROUP])));
+        self.tasks.periodic("keep the Service kubernetes", OWN_SERVICE_INTERVAL, move || {
+            let (api, client) = (api.clone(), client.clone());
+            async move { own_service::keep(&api, &client, endpoint).await }
+        });
+    }
+
     /// Tells the console where Functions answer.
     pub fn set_gateway(&self, address: SocketAddr) {
         // A second gateway in one process does not happen; the first one counts.
@@ -270,12 +297,22 @@ impl Server {
     }
 }
 
+/// How long what is missing of the Service `kubernetes` is missing.
+const OWN_SERVICE_INTERVAL: Duration = Duration::from_secs(8);
 /// How often it is asked what history is due.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
 /// How long image data that nothing names is kept: an upload's parts arrive before what names them.
 const IMAGE_GRACE: Duration = Duration::from_secs(3600);
 /// Life of the administrator's certificate; a new one is made at each start.
 const ADMIN_LIFE: Duration = Duration::from_secs(365 * 86_400);
+
+/// Names the certificate is for besides those every server has: the ones that were asked for, and the address
+/// of the Service `kubernetes`.
+fn subject_names(options: &Options) -> Result<Vec<String>, StartError> {
+    let range: ServiceCidr = options.service_cidr.parse().map_err(StartError::Api)?;
+    let service = range.first().to_string();
+    Ok(options.subject_names.iter().cloned().chain([service]).collect())
+}
 
 fn api_server(
     options: &Options,
