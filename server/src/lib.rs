@@ -9,6 +9,7 @@ mod front;
 mod images;
 mod join;
 mod listeners;
+mod meter;
 mod nodes;
 mod options;
 mod own_service;

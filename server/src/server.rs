@@ -26,6 +26,7 @@ use crate::{
     images::Images,
     join::Joins,
     listeners::{BindError, bind, bind_udp},
+    meter::{self, Meter},
     nodes::Nodes,
     options::Options,
     own_service,
@@ -125,7 +126,8 @@ impl Server {
         let auth = auth::Auth::start(storage.clone(), pki.service_account_key()).await;
         let auth = auth.map_err(|error| StartError::Api(error.to_string()))?;
         let (nodes, gateway) = (Arc::new(Nodes::default()), Arc::new(OnceLock::new()));
-        let api = api_server(&options, &storage, &auth, &nodes)?;
+        let meter = Arc::new(Meter::default());
+        let api = api_server(&options, &storage, &auth, (&nodes, &meter))?;
         api.bootstrap(api_addr.port()).await.map_err(|status| StartError::Api(status.message))?;
         let images = registry(&root, on_push)?;
         let router = api.router();
@@ -146,6 +148,14 @@ impl Server {
         tasks.periodic("collect unused image data", IMAGE_GRACE, move || {
             let images = images.clone();
             async move { images.collect_garbage(IMAGE_GRACE).await.map(drop).map_err(TaskError::new) }
+        });
+        let measured = nodes.clone();
+        tasks.periodic("measure nodes", meter::INTERVAL, move || {
+            let (meter, nodes) = (meter.clone(), measured.clone());
+            async move {
+                meter.look(&nodes).await;
+                Ok(())
+            }
         });
         let listeners = listen(&front, tls, plain, &pki)?;
         let tunnel = Tunnel::listen(quic, &pki, nodes.clone())?;
@@ -318,13 +328,14 @@ fn api_server(
     options: &Options,
     storage: &Arc<dyn Storage>,
     auth: &Arc<auth::Auth>,
-    nodes: &Arc<Nodes>,
+    (nodes, meter): (&Arc<Nodes>, &Arc<Meter>),
 ) -> Result<Arc<ApiServer>, StartError> {
     let service_cidr = options.service_cidr.parse().map_err(StartError::Api)?;
     let config = ketch_apiserver::Config {
         reviews: Some(auth.clone()),
         admission: auth.admission(),
         nodes: Some(nodes.clone()),
+        metrics: Some(meter.clone()),
         paths: vec![auth.clone()],
         service_cidr,
         ..ketch_apiserver::Config::new(auth.clone(), auth.clone())
