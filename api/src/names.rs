@@ -7,10 +7,14 @@ pub const DOMAIN: &str = "ketch.dev";
 pub const KUBERNETES_VERSION: &str = "v1.35.0";
 /// Suffix of every cluster name.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
+/// The Service in the namespace `default` by which pods reach the API.
+pub const API_SERVICE: &str = "kubernetes";
 /// Namespace of the cluster's own workloads.
 pub const SYSTEM_NAMESPACE: &str = "kube-system";
 /// The Service in it that cluster DNS is known by; programs look it up by this name.
 pub const DNS_SERVICE: &str = "kube-dns";
+/// ConfigMap of every namespace with the certificate of the cluster's authority.
+pub const ROOT_CA_CONFIG_MAP: &str = "kube-root-ca.crt";
 /// Registry host of the built-in registry in image references.
 pub const REGISTRY_HOST: &str = "ketch.local";
 

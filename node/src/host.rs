@@ -1,6 +1,6 @@
 //! What the host is and has. Parsing is pure; [`Facts::read`] reads the files.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::Timestamp;
 use ketch_api::{
@@ -29,6 +29,8 @@ pub(crate) struct Facts {
     disk_free: u64,
     pids: u64,
     pids_used: u64,
+    /// Processor time used since the start.
+    cpu_used: Duration,
     load: f64,
     kernel: String,
     os: String,
@@ -54,6 +56,7 @@ impl Facts {
             disk_free,
             pids: text("/proc/sys/kernel/pid_max").parse().unwrap_or(0),
             load: text("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
+            cpu_used: cpu_used(&text("/proc/stat")).unwrap_or_default(),
             pids_used: running_tasks(&text("/proc/loadavg")).unwrap_or(0),
             kernel: text("/proc/sys/kernel/osrelease"),
             os: pretty_name(&text("/etc/os-release")).unwrap_or_else(|| "Linux".to_owned()),
@@ -68,7 +71,8 @@ impl Facts {
         let used = self.memory.saturating_sub(self.memory_free);
         serde_json::json!({
             "nodeName": name,
-            "cpu": { "time": time, "usageNanoCores": self.cpu_rate() },
+            "cpu": { "time": time, "usageNanoCores": self.cpu_rate(),
+                "usageCoreNanoSeconds": u64::try_from(self.cpu_used.as_nanos()).unwrap_or(u64::MAX) },
             "memory": { "time": time, "availableBytes": self.memory_free, "usageBytes": used, "workingSetBytes": used },
             "fs": { "time": time, "availableBytes": self.disk_free, "capacityBytes": self.disk,
                 "usedBytes": self.disk.saturating_sub(self.disk_free) },
@@ -246,6 +250,16 @@ fn memory_field(text: &str, name: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
+/// Time in which processors were not idle, from `/proc/stat`, which counts in hundredths of a second
+/// (`USER_HZ`, see proc(5)).
+fn cpu_used(text: &str) -> Option<Duration> {
+    let fields = text.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = fields.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // user, nice, system, idle, iowait, irq, softirq, steal; the rest is part of user and nice.
+    let used = [0, 1, 2, 5, 6, 7].iter().filter_map(|index| ticks.get(*index)).sum::<u64>();
+    Some(Duration::from_millis(used * 10))
+}
+
 /// Tasks that exist, from `/proc/loadavg`'s fourth field.
 fn running_tasks(text: &str) -> Option<u64> {
     text.split_whitespace().nth(3)?.split_once('/')?.1.parse().ok()
@@ -266,6 +280,8 @@ mod tests {
             memory_field("MemTotal:        8054436 kB\nMemAvailable:  12 kB", "MemAvailable"),
             Some(12 << 10)
         );
+        let stat = "cpu  100 10 50 9000 300 5 3 2 70 0\ncpu0 1 2 3 4 5 6 7 8 9 0";
+        assert_eq!(cpu_used(stat), Some(Duration::from_millis(1_700)));
         assert_eq!(running_tasks("0.20 0.18 0.12 1/80 11206"), Some(80));
         assert_eq!(
             pretty_name("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\""),

@@ -1,8 +1,9 @@
 //! Which pods and containers are on the node now, for those who ask from outside the workers.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
+    ops::Bound,
     sync::{Arc, PoisonError, RwLock},
 };
 
@@ -14,7 +15,8 @@ type Name = (String, String);
 #[derive(Default)]
 pub(crate) struct Index {
     pods: RwLock<HashMap<Name, Arc<core::Pod>>>,
-    instances: RwLock<HashMap<String, bool>>,
+    /// In order, so that those of one container are beside each other.
+    instances: RwLock<BTreeMap<String, bool>>,
     /// By address: UID and namespace.
     owners: RwLock<HashMap<IpAddr, (String, String)>>,
 }
@@ -79,6 +81,8 @@ impl Index {
     pub(crate) fn attempts(&self, uid: &str, container: &str) -> Vec<u32> {
         let prefix = format!("{uid}.{container}.");
         let instances = self.instances.read().unwrap_or_else(PoisonError::into_inner);
-        instances.keys().filter_map(|id| id.strip_prefix(&prefix)?.parse().ok()).collect()
+        let from = (Bound::Included(prefix.as_str()), Bound::Unbounded);
+        let own = instances.range::<str, _>(from).map_while(|(id, _)| id.strip_prefix(&prefix));
+        own.filter_map(|attempt| attempt.parse().ok()).collect()
     }
 }

@@ -16,7 +16,10 @@ use std::{
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, TryStreamExt, stream::select};
-use ketch_api::k8s::api::{core::v1::Service, discovery::v1::EndpointSlice};
+use ketch_api::{
+    k8s::api::{core::v1::Service, discovery::v1::EndpointSlice},
+    names::API_SERVICE,
+};
 use ketch_net::{
     Cidr, Listeners, Pattern, Policy, Table, Transport,
     names::{self, Answer},
@@ -268,7 +271,8 @@ impl ClusterNetwork {
         let table = self.table.load();
         match table.choose(pod.ip, target, transport, self.turn.fetch_add(1, Ordering::Relaxed)) {
             Choice::Endpoint((namespace, name), endpoint) => {
-                let service = (namespace.as_str(), name.as_str());
+                let service =
+                    if is_api(&table, endpoint) { API } else { (namespace.as_str(), name.as_str()) };
                 self.policy.check_service(&patterns, service, target, endpoint).map_err(denied)?;
                 Ok(endpoint)
             }
@@ -278,6 +282,11 @@ impl ClusterNetwork {
             ))),
             Choice::NotService if self.config.service_cidrs.iter().any(|range| range.contains(address)) => {
                 Err(Error::Config(format!("no Service has the address and port {target}")))
+            }
+            // Whoever knows where the Service of the API leads does without it.
+            Choice::NotService if is_api(&table, target) => {
+                let allowed = self.policy.check_service(&patterns, API, target, target);
+                allowed.map(|()| target).map_err(denied)
             }
             Choice::NotService => {
                 self.policy.check(&patterns, target, names).map(|()| target).map_err(denied)
@@ -345,6 +354,16 @@ fn read_listeners(transport: Transport) -> Listeners {
         listeners.add(&std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default());
     }
     listeners
+}
+
+/// The Service of the API.
+const API: (&str, &str) = ("default", API_SERVICE);
+
+/// Whether the API answers there.
+fn is_api(table: &Table, target: SocketAddr) -> bool {
+    let members = table.entry(API.0, API.1).into_iter().flat_map(|entry| &entry.endpoints);
+    let mut at = members.filter(|member| member.address == target.ip());
+    at.any(|member| member.ports.iter().any(|port| port.number == target.port()))
 }
 
 /// The pod's patterns; ones that cannot be read allow nothing.

@@ -21,6 +21,7 @@ use crate::{
     context::{Context, Report, WASM},
     machine::{self, Desired, Observed, Outcome, Phase, Role, Step, next, render},
     placement::Placement,
+    volumes,
     writer::StatusWriter,
 };
 
@@ -47,8 +48,6 @@ pub(crate) struct Seen {
 const HOLD: Duration = Duration::from_millis(150);
 /// Before a failed write is made again.
 const REWRITE: Duration = Duration::from_secs(1);
-/// Between looks at the sources of a pod's volumes.
-const REFRESH: Duration = Duration::from_secs(40);
 
 /// One pod's worker.
 pub(crate) struct Worker {
@@ -219,7 +218,7 @@ impl Worker {
         let state = |name: &str| self.observed.unit(name);
         match step {
             Step::Prepare => {
-                self.refresh_at = Some(Instant::now() + REFRESH);
+                self.refresh_at = self.next_refresh();
                 let runs_containers = self.runtimes.values().any(|runtime| *runtime != WASM);
                 let placement = Arc::clone(&self.placement);
                 Some(Box::pin(actions::prepare(context, pod, placement, runs_containers)))
@@ -281,6 +280,11 @@ impl Worker {
         }
     }
 
+    /// When the sources of the pod's volumes are to be looked at again.
+    fn next_refresh(&self) -> Option<Instant> {
+        volumes::refresh_interval(&self.desired.pod).map(|interval| Instant::now() + interval)
+    }
+
     /// Begins a write and a refresh when they are due; when to look again.
     fn sync(&mut self, wait: Option<Timestamp>) -> Instant {
         let (now, clock) = (Timestamp::now(), Instant::now());
@@ -292,7 +296,7 @@ impl Worker {
             if at <= clock && !self.desired.gone {
                 let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.desired.pod));
                 self.running.push(Box::pin(actions::refresh(context, pod)));
-                self.refresh_at = Some(clock + REFRESH);
+                self.refresh_at = self.next_refresh();
             }
             wake = wake.min(self.refresh_at.unwrap_or(wake));
         }

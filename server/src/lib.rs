@@ -9,8 +9,10 @@ mod front;
 mod images;
 mod join;
 mod listeners;
+mod meter;
 mod nodes;
 mod options;
+mod own_service;
 mod server;
 mod tunnel;
 

@@ -52,6 +52,11 @@ impl Nodes {
         });
     }
 
+    /// Their names.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.all.load().keys().cloned().collect()
+    }
+
     /// How many there are.
     pub(crate) fn connected(&self) -> usize {
         self.all.load().len()

@@ -8,7 +8,9 @@ use std::{
 
 use ketch_api::names::ADMIN_GROUP;
 use ketch_apiserver::{
-    ApiServer, auth,
+    ApiServer,
+    admission::cluster_ip::ServiceCidr,
+    auth,
     pki::{NodeCertificates, Pki, PkiError},
     serve,
 };
@@ -24,8 +26,10 @@ use crate::{
     images::Images,
     join::Joins,
     listeners::{BindError, bind, bind_udp},
+    meter::{self, Meter},
     nodes::Nodes,
     options::Options,
+    own_service,
     tunnel::Tunnel,
 };
 
@@ -110,7 +114,7 @@ impl Server {
         let local = |listener: &std::net::TcpListener, asked| listener.local_addr().unwrap_or(asked);
         let (api_addr, ui_addr) = (local(&tls, options.api_addr), local(&plain, options.ui_addr));
         let root = data_dir.path().join("server");
-        let pki = Arc::new(Pki::open(root.join("pki"), &options.subject_names)?);
+        let pki = Arc::new(Pki::open(root.join("pki"), &subject_names(&options)?)?);
         let store = {
             let path = root.join("store");
             let opened =
@@ -122,7 +126,8 @@ impl Server {
         let auth = auth::Auth::start(storage.clone(), pki.service_account_key()).await;
         let auth = auth.map_err(|error| StartError::Api(error.to_string()))?;
         let (nodes, gateway) = (Arc::new(Nodes::default()), Arc::new(OnceLock::new()));
-        let api = api_server(&options, &storage, &auth, &nodes)?;
+        let meter = Arc::new(Meter::default());
+        let api = api_server(&options, &storage, &auth, (&nodes, &meter))?;
         api.bootstrap(api_addr.port()).await.map_err(|status| StartError::Api(status.message))?;
         let images = registry(&root, on_push)?;
         let router = api.router();
@@ -143,6 +148,14 @@ impl Server {
         tasks.periodic("collect unused image data", IMAGE_GRACE, move || {
             let images = images.clone();
             async move { images.collect_garbage(IMAGE_GRACE).await.map(drop).map_err(TaskError::new) }
+        });
+        let measured = nodes.clone();
+        tasks.periodic("measure nodes", meter::INTERVAL, move || {
+            let (meter, nodes) = (meter.clone(), measured.clone());
+            async move {
+                meter.look(&nodes).await;
+                Ok(())
+            }
         });
         let listeners = listen(&front, tls, plain, &pki)?;
         let tunnel = Tunnel::listen(quic, &pki, nodes.clone())?;
@@ -204,6 +217,30 @@ impl Server {
     /// Certificate of the cluster's authority, PEM.
     pub fn authority(&self) -> &str {
         self.pki.ca_pem()
+    }
+
+    /// Answers on `listener` too, as on the address of the API.
+    ///
+    /// # Errors
+    /// When the listener or the certificate cannot be used.
+    pub fn listen_too(&mut self, listener: std::net::TcpListener) -> Result<(), StartError> {
+        let failed = |error: std::io::Error| StartError::Api(error.to_string());
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+        let config = Some(Arc::new(self.pki.server_config()?));
+        let (set, stop) = &mut self.listeners;
+        let router = self.front.clone().router(true);
+        set.spawn(serve::serve(listener, config, router, serve::Limits::default(), stop.clone()));
+        Ok(())
+    }
+
+    /// Makes `endpoint` the one where pods reach the API by the Service `kubernetes`, and keeps it so.
+    pub fn publish_api(&self, endpoint: SocketAddr) {
+        let (api, client) =
+            (self.api.clone(), self.client(auth::User::new("system:apiserver", &[ADMIN_GROUP])));
+        self.tasks.periodic("keep the Service kubernetes", OWN_SERVICE_INTERVAL, move || {
+            let (api, client) = (api.clone(), client.clone());
+            async move { own_service::keep(&api, &client, endpoint).await }
+        });
     }
 
     /// Tells the console where Functions answer.
@@ -270,6 +307,8 @@ impl Server {
     }
 }
 
+/// How long what is missing of the Service `kubernetes` is missing.
+const OWN_SERVICE_INTERVAL: Duration = Duration::from_secs(8);
 /// How often it is asked what history is due.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
 /// How long image data that nothing names is kept: an upload's parts arrive before what names them.
@@ -277,17 +316,26 @@ const IMAGE_GRACE: Duration = Duration::from_secs(3600);
 /// Life of the administrator's certificate; a new one is made at each start.
 const ADMIN_LIFE: Duration = Duration::from_secs(365 * 86_400);
 
+/// Names the certificate is for besides those every server has: the ones that were asked for, and the address
+/// of the Service `kubernetes`.
+fn subject_names(options: &Options) -> Result<Vec<String>, StartError> {
+    let range: ServiceCidr = options.service_cidr.parse().map_err(StartError::Api)?;
+    let service = range.first().to_string();
+    Ok(options.subject_names.iter().cloned().chain([service]).collect())
+}
+
 fn api_server(
     options: &Options,
     storage: &Arc<dyn Storage>,
     auth: &Arc<auth::Auth>,
-    nodes: &Arc<Nodes>,
+    (nodes, meter): (&Arc<Nodes>, &Arc<Meter>),
 ) -> Result<Arc<ApiServer>, StartError> {
     let service_cidr = options.service_cidr.parse().map_err(StartError::Api)?;
     let config = ketch_apiserver::Config {
         reviews: Some(auth.clone()),
         admission: auth.admission(),
         nodes: Some(nodes.clone()),
+        metrics: Some(meter.clone()),
         paths: vec![auth.clone()],
         service_cidr,
         ..ketch_apiserver::Config::new(auth.clone(), auth.clone())

@@ -120,6 +120,8 @@ fn components_and_containers_work_together() {
     assert_eq!(answers(ketch, "sidecar", 80, "visit"), "visit 1\n", "a Redis of its own, at localhost");
 
     files_are_copied(ketch);
+    clients_in_containers_work(ketch);
+    both_kinds_are_measured(ketch);
     let before = containers.processes();
     containers.crash();
     containers.restart();
@@ -127,6 +129,59 @@ fn components_and_containers_work_together() {
     answers(containers.ketch(), "front", 80, "visit 2");
     assert_eq!(containers.processes(), before, "containers outlive the daemon");
     answers(containers.ketch(), "sidecar", 80, "visit 2");
+}
+
+/// A client with what its pod gives it: the address by the environment and by name, the authority, the token.
+fn clients_in_containers_work(ketch: &Ketch) {
+    ketch.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "client"}, "spec": {
+            "securityContext": {"runAsUser": 1234}, "containers": [{"name": "main",
+                "image": "ketch.local/default/curl:latest", "command": ["sleep", "3600"]}]}}"#,
+    );
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/client", "--timeout=60s"]);
+    let ask = |host: &str| {
+        let script = format!(
+            "cd /var/run/secrets/kubernetes.io/serviceaccount; curl -sS -m 20 --cacert ca.crt -w '\\n%{{http_code}}' \
+             -H \"Authorization: Bearer $(cat token)\" https://{host}/api/v1/namespaces/$(cat namespace)/pods"
+        );
+        let out = ketch.kubectl(&["exec", "client", "--", "sh", "-c", &script]);
+        format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+    };
+    let hosts =
+        ["$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT", "kubernetes.default", "kubernetes.default.svc"];
+    for host in hosts {
+        until(host, || match ask(host) {
+            answer if answer.ends_with("403") => Ok(()),
+            other => Err(other),
+        });
+    }
+    let bind = ["create", "rolebinding", "client", "--clusterrole=view", "--serviceaccount=default:default"];
+    ketch.kubectl_ok(&bind);
+    until("the right to list", || match ask(hosts[0]) {
+        answer if answer.ends_with("200") && answer.contains("\"client\"") => Ok(()),
+        other => Err(other),
+    });
+    let files = [
+        "exec",
+        "client",
+        "--",
+        "stat",
+        "-Lc",
+        "%u %a",
+        "/var/run/secrets/kubernetes.io/serviceaccount/token",
+    ];
+    assert_eq!(ketch.kubectl_ok(&files).trim(), "1234 600");
+}
+
+fn both_kinds_are_measured(ketch: &Ketch) {
+    let all = until("every pod to be measured", || {
+        let out = ketch.kubectl(&["top", "pods", "--containers", "--no-headers"]);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let all = ["client", "front-", "redis-", "sidecar"].iter().all(|pod| text.contains(pod));
+        if all { Ok(text) } else { Err(format!("{text}{}", String::from_utf8_lossy(&out.stderr))) }
+    });
+    let redis = all.lines().find(|line| line.starts_with("redis-")).unwrap();
+    assert!(!redis.ends_with(" 0Mi"), "{redis}");
 }
 
 fn files_are_copied(ketch: &Ketch) {

@@ -212,6 +212,18 @@ fn pods_of_two_machines_reach_each_other() {
             if output.status.success() { Ok(()) } else { Err(output.status.to_string()) }
         });
     }
+    // The API, by the address that pods are told. Programs of a machine need a route to be asked for its rules.
+    let authority = joined.dir.path().join("server/server/pki/ca.crt");
+    for namespace in [&machines.server, &machines.node] {
+        let route = format!("-n {namespace} route add 10.43.0.0/16 dev wire");
+        succeeded(&route, self::ip(&route));
+        until(&format!("the API from {namespace}"), || {
+            let options =
+                ["-s", "--max-time", "2", "--cacert", text(&authority), "https://10.43.0.1/version"];
+            let output = machines.run(namespace, "curl").args(options).output().unwrap();
+            if output.status.success() { Ok(()) } else { Err(output.status.to_string()) }
+        });
+    }
     for (namespace, from, to) in [(&machines.server, &near, &far), (&machines.node, &far, &near)] {
         let url = format!("http://{from}:8080/fetch?url=http://{to}:8080/");
         let output = machines.run(namespace, "curl").args(["-s", "--max-time", "10", &url]).output().unwrap();

@@ -1,5 +1,6 @@
 //! The real binary, driven by real clients.
 
+mod access;
 mod bad_input;
 mod containers;
 mod crash;

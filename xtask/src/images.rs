@@ -49,6 +49,14 @@ const IMAGES: &[Image] = &[
         finish: applets,
     },
     Image {
+        name: "curl",
+        packages: &["curl", "busybox-static"],
+        command: &["/bin/sh"],
+        working_dir: "/",
+        ports: &[],
+        finish: applets,
+    },
+    Image {
         name: "redis",
         packages: &["redis-server", "redis-tools"],
         command: &["redis-server", "--bind", "*", "--protected-mode", "no", "--dir", "/data"],

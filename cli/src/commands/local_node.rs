@@ -2,7 +2,7 @@
 //! through the API.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use ketch_api::{
     k8s::api::core::v1 as core,
     names::{GATEWAY_GROUP, GATEWAY_USER_PREFIX, NODE_USER_PREFIX, NODES_GROUP},
 };
-use ketch_node::{ApiAddress, Cidr, IdentitySource, OverlayIdentity};
+use ketch_node::{Cidr, IdentitySource, OverlayIdentity, PodRanges};
 use ketch_runtime_wasm::WasmRuntime;
 use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
@@ -50,7 +50,7 @@ impl Precompiler {
 
 /// Starts the node on a server in this process.
 pub(crate) async fn start(
-    server: &Server,
+    server: &mut Server,
     options: &Options,
     front: FrontDoor,
     precompiler: &Precompiler,
@@ -61,6 +61,7 @@ pub(crate) async fn start(
     let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
     let others = ranges_of_others(&client, name).await.context("look at the cluster's nodes")?;
     let range = PodRange::claim(pods, &options.data_dir, &others)?;
+    let endpoint = open_to_pods(server, range.cidr).await.context("let pods reach the API")?;
     let membership = Membership {
         name: name.clone(),
         data_dir: options.data_dir.clone(),
@@ -72,8 +73,7 @@ pub(crate) async fn start(
         relay: true,
         range,
         address: machine::address_towards(machine::OUTSIDE),
-        control_plane: vec![server.api_addr, server.ui_addr, server.quic_addr],
-        api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
+        control_plane: vec![server.api_addr, endpoint, server.ui_addr, server.quic_addr],
         containerd: options.containerd.clone(),
         dns: options.dns_addr,
     };
@@ -83,6 +83,26 @@ pub(crate) async fn start(
     machine.dns.publish(server).await;
     server.set_gateway(machine.gateway.http_addr());
     Ok(machine)
+}
+
+/// Lets pods reach the API, and says where. When it is on loopback, where they do not, the server listens on the
+/// first address of the node's pods as well: it is never a pod's, and no other machine has it.
+async fn open_to_pods(server: &mut Server, pods: Cidr) -> Result<SocketAddr> {
+    let endpoint = match machine::reached_at(server.api_addr) {
+        Some(endpoint) => endpoint,
+        None => {
+            let ip = pods.nth(1).with_context(|| format!("{pods} has no address for the API"))?;
+            ketch_node::make_local(PodRanges::of(pods)).await?;
+            let same_port = TcpListener::bind((ip, server.api_addr.port()));
+            let listener = same_port.or_else(|_| TcpListener::bind((ip, 0)))?;
+            listener.set_nonblocking(true)?;
+            let endpoint = listener.local_addr()?;
+            server.listen_too(listener)?;
+            endpoint
+        }
+    };
+    server.publish_api(endpoint);
+    Ok(endpoint)
 }
 
 /// Life of the certificate that this node shows to others. It is made at each start.

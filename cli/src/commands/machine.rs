@@ -18,7 +18,10 @@ use ketch_node::{
 use ketch_runtime_oci::{Choice, OciRuntime, Unavailable};
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
 
-use super::{cluster_dns::ClusterDns, pod_range::PodRange, service_proxy::LocalProxy, traces::Traces};
+use super::{
+    cluster_dns::ClusterDns, pod_range::PodRange, process::own_addresses, service_proxy::LocalProxy,
+    traces::Traces,
+};
 use crate::options::Options;
 
 /// For requests in flight when Ketch is told to stop.
@@ -43,8 +46,6 @@ pub(crate) struct Membership {
     pub(crate) address: IpAddr,
     /// What pods must not reach.
     pub(crate) control_plane: Vec<SocketAddr>,
-    /// The API, as pods are told.
-    pub(crate) api: ApiAddress,
     /// Who runs containers.
     pub(crate) containerd: Choice,
     /// Who this node is to other nodes, and where they reach it; `None`: it has no others.
@@ -228,7 +229,7 @@ fn start_node(
         network: Some(network.clone()),
         pod_cidr: range,
         addresses: vec![membership.address],
-        api: membership.api.clone(),
+        api: ApiAddress { host: first_service(membership.services)?.to_string(), port: SERVICE_PORT },
         max_pods: MAX_PODS.min(addresses),
         labels: forwards.then(|| (FORWARDS_LABEL.to_owned(), "true".to_owned())).into_iter().collect(),
         annotations: overlay.map(|overlay| overlay.annotations().to_vec()).unwrap_or_default(),
@@ -325,6 +326,27 @@ pub(crate) fn address_towards(target: IpAddr) -> IpAddr {
         Ok(socket.local_addr()?.ip())
     };
     probe().unwrap_or(IpAddr::from([127, 0, 0, 1]))
+}
+
+/// Where other machines, and pods, reach a server that listens on `address`: with every address, that of the
+/// default route, else of some interface. `None`: on loopback they do not.
+pub(crate) fn reached_at(address: SocketAddr) -> Option<SocketAddr> {
+    let outward = |ip: &IpAddr| !ip.is_loopback();
+    let ip = match address.ip() {
+        ip if !ip.is_unspecified() => Some(ip),
+        _ => std::iter::once(address_towards(OUTSIDE))
+            .chain(own_addresses().into_iter().map(|(_, ip)| ip))
+            .find(|ip| ip.is_ipv4() && outward(ip)),
+    };
+    ip.filter(outward).map(|ip| SocketAddr::new(ip, address.port()))
+}
+
+/// The port of the Service `kubernetes`.
+const SERVICE_PORT: u16 = 443;
+
+/// The address of the Service `kubernetes`.
+fn first_service(services: Cidr) -> Result<IpAddr> {
+    services.nth(1).with_context(|| format!("{services} has no address for the Service kubernetes"))
 }
 
 /// An address outside of every network (RFC 5737): towards it is the default route.

@@ -19,6 +19,7 @@ mod port_forward;
 mod process;
 mod service_proxy;
 mod token;
+mod top;
 mod traces;
 mod uninstall;
 mod up;
@@ -64,6 +65,8 @@ enum Command {
     Exec(exec::Arguments),
     /// Make ports of a pod reachable on this machine: `ketch port-forward POD 8080:80`.
     PortForward(port_forward::Arguments),
+    /// Show what nodes or pods use: `ketch top pods -A`.
+    Top(top::Arguments),
     /// Make a token: to log in to the console, or to join a node.
     Token(token::Arguments),
     /// Print the administrator's kubeconfig, or merge it into yours.
@@ -115,6 +118,7 @@ impl Cli {
             Command::Logs(arguments) => client(logs::run(arguments)),
             Command::Exec(arguments) => client_code(exec::run(arguments)),
             Command::PortForward(arguments) => client(port_forward::run(arguments)),
+            Command::Top(arguments) => client(top::run(arguments)),
             Command::Token(arguments) => client(token::run(arguments)),
             Command::Kubeconfig(arguments) => kubeconfig::run(&arguments),
             Command::Doctor(flags) => doctor::run(flags),

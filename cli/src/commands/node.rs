@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
 use anyhow::{Context, Result};
 use ketch_api::join::{Cluster, Token};
 use ketch_node::{
-    ApiAddress, Cidr, IdentitySource, OverlayIdentity,
+    Cidr, IdentitySource, OverlayIdentity,
     membership::{self, Identity, JoinError, Member, ServerAddress},
 };
 use ketch_server::DataDir;
@@ -127,7 +127,6 @@ async fn start(
         range: claim,
         address: machine::address_towards(addresses.first().map_or(machine::OUTSIDE, SocketAddr::ip)),
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
-        api: ApiAddress { host: server.host().to_owned(), port: server.port() },
         containerd: options.containerd.clone(),
         overlay: Some((overlay_identity(&options.data_dir), options.quic_addr)),
         relay: false,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{
     local_node::{self, Precompiler},
-    machine::{FrontDoor, Machine},
+    machine::{self, FrontDoor, Machine},
     process,
 };
 use crate::{
@@ -35,10 +35,15 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
     let https = address(front.as_ref().map(|front| &front.https));
     let http_addr = http.unwrap_or(options.http_addr);
     let precompiler = Precompiler::default();
-    let server = Server::start(server_options(&options, http_addr), Some(precompiler.hook())).await?;
+    let mut server = Server::start(server_options(&options, http_addr), Some(precompiler.hook())).await?;
     let node = match front {
-        Some(front) => Some(local_node::start(&server, &options, front, &precompiler).await?),
-        None => None,
+        Some(front) => Some(local_node::start(&mut server, &options, front, &precompiler).await?),
+        None => {
+            if let Some(endpoint) = machine::reached_at(server.api_addr) {
+                server.publish_api(endpoint);
+            }
+            None
+        }
     };
     let reserved: Vec<String> = node.iter().map(|node| node.range.to_string()).collect();
     server.admit_nodes(&reserved).await;

@@ -1,8 +1,12 @@
 //! `/stats/summary`: use of resources by node, pod and container (kubelet's `stats/v1alpha1`).
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use axum::{Json, extract::State};
+use axum::{
+    Json,
+    extract::{Query, State},
+};
+use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use ketch_api::k8s::api::core::v1 as core;
 use ketch_runtime::{ContainerId, Usage};
@@ -12,51 +16,79 @@ use crate::{context::Context, host, machine::container_id};
 
 /// Time between the two looks that make a rate.
 const WINDOW: Duration = Duration::from_millis(100);
+/// Containers asked for at a time: the answer of containerd takes a while.
+const AT_A_TIME: usize = 16;
 
-/// A container's use, twice.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub(super) struct Parameters {
+    /// Only what a collector needs, who makes the rates himself: one look, no file systems.
+    only_cpu_and_memory: bool,
+}
+
+/// A container's use.
 struct Sample {
+    /// Place of its pod in the list.
     pod: usize,
     name: String,
     id: ContainerId,
     usage: Usage,
 }
 
-pub(super) async fn summary(State(context): State<Arc<Context>>) -> Json<Value> {
+pub(super) async fn summary(
+    State(context): State<Arc<Context>>,
+    Query(parameters): Query<Parameters>,
+) -> Json<Value> {
     let pods = context.index.pods();
-    let before = sample(&context, &pods).await;
-    tokio::time::sleep(WINDOW).await;
-    let after = sample(&context, &pods).await;
+    let mut before = HashMap::new();
+    if !parameters.only_cpu_and_memory {
+        before = sample(&context, &pods).await.into_iter().map(|one| (one.id, one.usage.cpu)).collect();
+        tokio::time::sleep(WINDOW).await;
+    }
     let time = Timestamp::now().to_string();
+    let mut by_pod: HashMap<usize, Vec<Sample>> = HashMap::new();
+    for one in sample(&context, &pods).await {
+        by_pod.entry(one.pod).or_default().push(one);
+    }
     let facts = host::Facts::read(&context.root);
-    let stats = |sample: &Sample| {
-        let earlier =
-            before.iter().find(|one| one.id == sample.id).map_or(sample.usage.cpu, |one| one.usage.cpu);
-        let rate = sample.usage.cpu.saturating_sub(earlier).as_nanos() * 1_000 / WINDOW.as_millis();
-        (sample.pod, rate, sample.usage, sample.name.clone())
-    };
-    let stats: Vec<_> = after.iter().map(stats).collect();
-    let nanos = |cpu: Duration| u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
-    let figures = |rate: u128, cpu: Duration, memory: u64| {
-        let rate = u64::try_from(rate).unwrap_or(u64::MAX);
-        (
-            json!({ "time": time, "usageNanoCores": rate, "usageCoreNanoSeconds": nanos(cpu) }),
-            json!({ "time": time, "workingSetBytes": memory, "usageBytes": memory, "rssBytes": memory }),
-        )
-    };
     let described = pods.iter().enumerate().map(|(index, pod)| {
-        let own: Vec<_> = stats.iter().filter(|(at, ..)| *at == index).collect();
-        let containers: Vec<Value> = own.iter().map(|(_, rate, usage, name)| {
-            let (cpu, memory) = figures(*rate, usage.cpu, usage.memory);
-            json!({ "name": name, "startTime": started(pod), "cpu": cpu, "memory": memory })
-        }).collect();
-        let total = (own.iter().map(|one| one.1).sum(), own.iter().map(|one| one.2.cpu).sum(), own.iter().map(|one| one.2.memory).sum());
-        let (cpu, memory) = figures(total.0, total.1, total.2);
-        let meta = &pod.metadata;
-        let reference = json!({ "name": meta.name, "namespace": meta.namespace, "uid": meta.uid });
-        json!({ "podRef": reference, "startTime": started(pod), "containers": containers, "cpu": cpu, "memory": memory })
+        let own = by_pod.remove(&index).unwrap_or_default();
+        describe(pod, &own, &before, &time)
     });
     let described: Vec<Value> = described.collect();
-    Json(json!({ "node": facts.stats(&context.name, &time), "pods": described }))
+    let mut node = facts.stats(&context.name, &time);
+    if let (true, Some(fields)) = (parameters.only_cpu_and_memory, node.as_object_mut()) {
+        fields.retain(|name, _| matches!(name.as_str(), "nodeName" | "cpu" | "memory"));
+    }
+    Json(json!({ "node": node, "pods": described }))
+}
+
+/// A pod and its containers. Rates are from what was used `before`.
+fn describe(pod: &core::Pod, own: &[Sample], before: &HashMap<ContainerId, Duration>, time: &str) -> Value {
+    let rate = |one: &Sample| {
+        let spent = one.usage.cpu.saturating_sub(*before.get(&one.id)?);
+        u64::try_from(spent.as_nanos() * 1_000 / WINDOW.as_millis()).ok()
+    };
+    let figures = |rate: Option<u64>, cpu: Duration, memory: u64| {
+        let total = u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
+        let mut used = json!({ "time": time, "usageCoreNanoSeconds": total });
+        if let (Some(rate), Some(fields)) = (rate, used.as_object_mut()) {
+            fields.insert("usageNanoCores".to_owned(), rate.into());
+        }
+        (used, json!({ "time": time, "workingSetBytes": memory, "usageBytes": memory, "rssBytes": memory }))
+    };
+    let containers: Vec<Value> = (own.iter())
+        .map(|one| {
+            let (cpu, memory) = figures(rate(one), one.usage.cpu, one.usage.memory);
+            json!({ "name": one.name, "startTime": started(pod), "cpu": cpu, "memory": memory })
+        })
+        .collect();
+    let rates: Option<u64> = own.iter().map(rate).sum();
+    let total = own.iter().map(|one| one.usage.cpu).sum();
+    let (cpu, memory) = figures(rates, total, own.iter().map(|one| one.usage.memory).sum());
+    let meta = &pod.metadata;
+    let reference = json!({ "name": meta.name, "namespace": meta.namespace, "uid": meta.uid });
+    json!({ "podRef": reference, "startTime": started(pod), "containers": containers, "cpu": cpu, "memory": memory })
 }
 
 fn started(pod: &core::Pod) -> Value {
@@ -82,14 +114,14 @@ fn running(context: &Context, pods: &[Arc<core::Pod>]) -> Vec<(usize, String, Co
 }
 
 async fn sample(context: &Context, pods: &[Arc<core::Pod>]) -> Vec<Sample> {
-    let mut samples = Vec::new();
-    for (pod, name, id) in running(context, pods) {
+    let measure = async |(pod, name, id): (usize, String, ContainerId)| {
         for entry in &context.runtimes {
             if let Ok(usage) = entry.runtime.usage(&id).await {
-                samples.push(Sample { pod, name: name.clone(), id: id.clone(), usage });
-                break;
+                return Some(Sample { pod, name, id, usage });
             }
         }
-    }
-    samples
+        None
+    };
+    let all = stream::iter(running(context, pods)).map(measure).buffered(AT_A_TIME);
+    all.collect::<Vec<_>>().await.into_iter().flatten().collect()
 }

@@ -8,8 +8,9 @@ mod subpath;
 mod usage;
 mod write;
 
-use std::{net::IpAddr, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{net::IpAddr, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
+use jiff::Timestamp;
 use ketch_api::k8s::api::core::v1 as core;
 use ketch_api::quantity::Quantity;
 use ketch_runtime::{Mount, Propagation};
@@ -48,11 +49,17 @@ pub(crate) async fn prepare(context: &Context, pod: &core::Pod, ip: IpAddr) -> R
     Ok(())
 }
 
+/// How often the pod's volumes need a [`refresh`]; `None`: never.
+pub(crate) fn refresh_interval(pod: &core::Pod) -> Option<Duration> {
+    volumes(pod).iter().filter_map(|volume| projection(volume)?.interval()).min()
+}
+
 /// Brings files that come from API objects up to date.
 pub(crate) async fn refresh(context: &Context, pod: &core::Pod) -> Result<(), Failure> {
     let ip = pod.status.as_ref().and_then(|status| status.pod_ip.as_ref()?.parse().ok());
+    let due = context.sources.is_due(uid(pod), Timestamp::now());
     for volume in volumes(pod) {
-        if let Some(projection) = projection(volume) {
+        if let Some(projection) = projection(volume).filter(|projection| due || projection.is_live()) {
             let made = project(context, pod, volume, &projection, ip, true).await;
             made.map_err(|message| failed(&volume.name, &message))?;
         }
@@ -84,7 +91,8 @@ async fn project(
                 given.objects.insert((*kind, name.clone()), data);
             }
             Source::Token { audience, seconds, path } => {
-                let token = context.sources.token(pod, audience.as_deref(), *seconds).await?;
+                let token =
+                    context.sources.token(pod, audience.as_deref(), *seconds, Timestamp::now()).await?;
                 given.tokens.insert(path.clone(), token);
             }
             Source::Fields(_) => {}

@@ -1,8 +1,8 @@
 //! Which files a volume made from API objects has. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
-use ketch_api::k8s::api::core::v1 as core;
+use ketch_api::{k8s::api::core::v1 as core, names::ROOT_CA_CONFIG_MAP};
 
 use crate::{
     fields::{self, Place},
@@ -14,11 +14,18 @@ const DEFAULT_MODE: i32 = 0o644;
 /// Life of a token when the volume does not say (upstream's).
 const TOKEN_SECONDS: i64 = 3600;
 
+/// Between looks at objects that a volume is made from.
+const REFRESH: Duration = Duration::from_secs(40);
+/// Between looks at tokens that live long.
+const LONGEST: Duration = Duration::from_secs(300);
+
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct File {
     pub(super) bytes: Vec<u8>,
     pub(super) mode: u32,
+    /// The user it belongs to, where that is not this process's.
+    pub(super) owner: Option<u32>,
 }
 
 /// Files by path inside the volume.
@@ -40,6 +47,42 @@ pub(super) enum Source {
 pub(super) struct Projection {
     mode: i32,
     pub(super) sources: Vec<Source>,
+}
+
+impl Projection {
+    /// How often its sources have to be looked at; `None`: they never change. Tokens come due at a time that is
+    /// known, so a tenth of their life will do.
+    pub(super) fn interval(&self) -> Option<Duration> {
+        let of = |source: &Source| match source {
+            Source::Token { seconds, .. } => {
+                let tenth = Duration::from_secs(u64::try_from(seconds / 10).unwrap_or_default());
+                Some(tenth.clamp(REFRESH, LONGEST))
+            }
+            other => other.is_live().then_some(REFRESH),
+        };
+        self.sources.iter().filter_map(of).min()
+    }
+
+    /// Whether anything but its tokens can change.
+    pub(super) fn is_live(&self) -> bool {
+        self.sources.iter().any(Source::is_live)
+    }
+}
+
+impl Source {
+    fn is_live(&self) -> bool {
+        match self {
+            Self::Object { name, .. } => name != ROOT_CA_CONFIG_MAP,
+            Self::Fields(items) => items.iter().any(may_change),
+            Self::Token { .. } => false,
+        }
+    }
+}
+
+/// Labels and annotations are all of a pod that changes.
+fn may_change(item: &core::DownwardAPIVolumeFile) -> bool {
+    let path = item.field_ref.as_ref().map(|field| field.field_path.as_str()).unwrap_or_default();
+    path.starts_with("metadata.labels") || path.starts_with("metadata.annotations")
 }
 
 /// How a volume is made from API objects; `None` for other volumes.
@@ -99,9 +142,9 @@ pub(super) fn files(
     given: &Given,
 ) -> Result<Files, String> {
     let mut files = Files::new();
-    let mut put = |path: &str, bytes: Vec<u8>, mode: Option<i32>| -> Result<(), String> {
+    let mut put = |path: &str, bytes: Vec<u8>, mode: Option<i32>, owner| -> Result<(), String> {
         let mode = u32::try_from(mode.unwrap_or(projection.mode)).unwrap_or(0o644) & 0o777;
-        files.insert(relative(path)?, File { bytes, mode });
+        files.insert(relative(path)?, File { bytes, mode, owner });
         Ok(())
     };
     for source in &projection.sources {
@@ -112,11 +155,11 @@ pub(super) fn files(
                     return Err(format!("{} \"{name}\" not found", kind.noun()));
                 };
                 match items {
-                    None => data.into_iter().try_for_each(|(key, bytes)| put(&key, bytes, None))?,
+                    None => data.into_iter().try_for_each(|(key, bytes)| put(&key, bytes, None, None))?,
                     Some(items) => {
                         for item in items {
                             match data.get(&item.key) {
-                                Some(bytes) => put(&item.path, bytes.clone(), item.mode)?,
+                                Some(bytes) => put(&item.path, bytes.clone(), item.mode, None)?,
                                 None if *optional => {}
                                 None => {
                                     return Err(format!(
@@ -137,16 +180,31 @@ pub(super) fn files(
                         (None, Some(resource)) => fields::resource(pod, None, place, resource)?,
                         (None, None) => String::new(),
                     };
-                    put(&item.path, text.into_bytes(), item.mode)?;
+                    put(&item.path, text.into_bytes(), item.mode, None)?;
                 }
             }
             Source::Token { path, .. } => {
-                let token = given.tokens.get(path).cloned().unwrap_or_default();
-                put(path, token.into_bytes(), None)?;
+                let bytes = given.tokens.get(path).cloned().unwrap_or_default().into_bytes();
+                let (mode, owner) = reader(pod);
+                put(path, bytes, mode, owner)?;
             }
         }
     }
     Ok(files)
+}
+
+/// Permissions and owner of tokens: only the pod's user, where all its containers have the same one, and the
+/// group of its volumes read them (upstream's projected volumes).
+fn reader(pod: &core::Pod) -> (Option<i32>, Option<u32>) {
+    let Some(spec) = &pod.spec else { return (None, None) };
+    let context = spec.security_context.as_ref();
+    let shared = context.and_then(|context| context.run_as_user);
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mut users = all.map(|one| one.security_context.as_ref().and_then(|own| own.run_as_user).or(shared));
+    let first = users.next().flatten();
+    let user = first.filter(|_| users.all(|user| user == first)).and_then(|user| u32::try_from(user).ok());
+    let group = context.and_then(|context| context.fs_group);
+    ((user.is_some() || group.is_some()).then_some(0o600), user)
 }
 
 fn noun(kind: Kind) -> &'static str {
@@ -211,6 +269,48 @@ mod tests {
         .unwrap();
         assert_eq!(text(&some), [("dir/t", "x", 0o440)]);
         assert_eq!(make(json!({"configMap": {"name": "none", "optional": true}})).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn tokens_are_for_the_pods_user_or_group() {
+        let container = |user: Option<i64>| json!({"name": "c", "securityContext": {"runAsUser": user}});
+        for (context, containers, mode, owner) in [
+            (json!({}), vec![None, None], None, None),
+            (json!({}), vec![Some(7), Some(7)], Some(0o600), Some(7)),
+            (json!({}), vec![Some(7), Some(8)], None, None),
+            (json!({}), vec![Some(7), None], None, None),
+            (json!({"runAsUser": 7}), vec![None, Some(7)], Some(0o600), Some(7)),
+            (json!({"fsGroup": 9}), vec![None], Some(0o600), None),
+        ] {
+            let containers: Vec<_> = containers.into_iter().map(container).collect();
+            let pod: core::Pod = serde_json::from_value(
+                json!({"spec": {"securityContext": context, "containers": containers}}),
+            )
+            .unwrap();
+            assert_eq!(reader(&pod), (mode, owner), "{pod:?}");
+        }
+    }
+
+    #[test]
+    fn what_can_change_is_looked_at_and_the_rest_is_not() {
+        let every = |sources: serde_json::Value| {
+            let volume = json!({"name": "v", "projected": {"sources": sources}});
+            let projection = projection(&serde_json::from_value(volume).unwrap()).unwrap();
+            (projection.interval().map(|every| every.as_secs()), projection.is_live())
+        };
+        let token =
+            |seconds: i64| json!({"serviceAccountToken": {"expirationSeconds": seconds, "path": "t"}});
+        let field =
+            |path: &str| json!({"downwardAPI": {"items": [{"path": "f", "fieldRef": {"fieldPath": path}}]}});
+        let map = |name: &str| json!({"configMap": {"name": name}});
+        assert_eq!(every(json!([map("cfg"), token(3607)])), (Some(40), true));
+        assert_eq!(
+            every(json!([map("kube-root-ca.crt"), token(3607), field("metadata.namespace")])),
+            (Some(300), false)
+        );
+        assert_eq!(every(json!([token(600)])), (Some(60), false));
+        assert_eq!(every(json!([field("metadata.labels['a']")])), (Some(40), true));
+        assert_eq!(every(json!([map("kube-root-ca.crt"), field("metadata.name")])), (None, false));
     }
 
     #[test]

@@ -6,8 +6,9 @@
 
 use std::{
     collections::BTreeSet,
-    io,
-    os::unix::fs::{PermissionsExt, symlink},
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink},
     path::Path,
 };
 
@@ -64,8 +65,13 @@ fn fill(directory: &Path, files: &Files) -> io::Result<()> {
         if let Some(parent) = target.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        std::fs::write(&target, &file.bytes)?;
+        // Nobody else may read it before it has its permissions.
+        let mut created = OpenOptions::new();
+        created.write(true).create_new(true).mode(file.mode & 0o600).open(&target)?.write_all(&file.bytes)?;
         std::fs::set_permissions(&target, std::fs::Permissions::from_mode(file.mode))?;
+        if file.owner.is_some() && nix::unistd::Uid::effective().is_root() {
+            chown(&target, file.owner, None)?;
+        }
     }
     Ok(())
 }
@@ -94,7 +100,7 @@ mod tests {
 
     fn files(list: &[(&str, &str)]) -> Files {
         list.iter()
-            .map(|(p, b)| ((*p).to_owned(), File { bytes: b.as_bytes().to_vec(), mode: 0o640 }))
+            .map(|(p, b)| ((*p).to_owned(), File { bytes: b.as_bytes().to_vec(), mode: 0o640, owner: None }))
             .collect()
     }
 

@@ -61,6 +61,40 @@ async fn services_are_followed_and_chosen_at_connect_time() {
 }
 
 #[tokio::test]
+async fn the_api_is_reached_by_who_names_it() {
+    let service = |name: &str, ip: &str| {
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "default"},
+            "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [{"name": "https", "port": 443}]}}))
+    };
+    let slice = |service: &str| {
+        serde_json::from_value(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["203.0.113.9"]}],
+            "metadata": {"name": service, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
+            "ports": [{"name": "https", "port": 6443}]}))
+    };
+    let services = [service("kubernetes", "127.43.0.1").unwrap(), service("disguise", "127.43.0.7").unwrap()];
+    let slices = [slice("kubernetes").unwrap(), slice("disguise").unwrap()];
+    let network = ClusterNetwork::fixed(ketch_net::Table::build(&services, &slices), config());
+    let reach = async |patterns: &[&str], host: &str, port: u16| {
+        network.dial(&sandbox(patterns), host, port).await.map_err(|error| error.to_string())
+    };
+    let endpoint = vec!["203.0.113.9:6443".parse().unwrap()];
+    let named = ["kubernetes.default.svc:443"];
+    assert_eq!(reach(&named, "kubernetes.default", 443).await.unwrap(), endpoint);
+    assert_eq!(reach(&["203.0.113.9:6443"], "203.0.113.9", 6443).await.unwrap(), endpoint);
+    for (patterns, host, port) in [
+        (&["*"][..], "kubernetes.default", 443),
+        (&["*"], "203.0.113.9", 6443),
+        (&["*", "disguise.default.svc"], "203.0.113.9", 6443),
+        (&["*"], "disguise", 443),
+        (&named, "203.0.113.9", 6443),
+    ] {
+        let error = reach(patterns, host, port).await.unwrap_err();
+        assert!(error.contains("control plane"), "{patterns:?} {host}: {error}");
+    }
+    assert!(reach(&["*"], "203.0.113.9", 80).await.is_ok(), "another port is another program");
+}
+
+#[tokio::test]
 async fn localhost_is_the_pod_unless_the_node_is_named() {
     let network = ClusterNetwork::fixed(ketch_net::Table::default(), config());
     let pod = sandbox(&["*"]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ketch_api::{
     Status,
-    names::{DNS_SERVICE, SYSTEM_NAMESPACE},
+    names::{API_SERVICE, DNS_SERVICE, SYSTEM_NAMESPACE},
 };
 use serde_json::{Value, json};
 
@@ -33,7 +33,8 @@ fn dns_service(address: std::net::Ipv4Addr) -> Value {
 
 impl ApiServer {
     /// Creates the system namespaces and the Services `kubernetes` and `kube-dns` where they are missing; `api_port` is the
-    /// port this server's API is reached at. Idempotent: run it at every start, before clients come.
+    /// port this server's API is reached at. Idempotent: run it at every start, before clients come,
+    /// and from time to time.
     ///
     /// # Errors
     /// Those of the store. Kinds that are not served are left out.
@@ -44,7 +45,7 @@ impl ApiServer {
             self.ensure("", "v1", "namespaces", namespace).await?;
         }
         let service = json!({
-            "metadata": {"name": "kubernetes", "namespace": "default",
+            "metadata": {"name": API_SERVICE, "namespace": "default",
                 "labels": {"component": "apiserver", "provider": "kubernetes"}},
             "spec": {"clusterIP": self.service_cidr.first().to_string(), "type": "ClusterIP",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": api_port}]},

@@ -14,6 +14,7 @@ mod discovery;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod health;
+pub mod metrics;
 pub mod node;
 pub mod openapi;
 pub mod patch;

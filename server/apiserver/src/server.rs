@@ -12,6 +12,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admission::{self, Admission, cluster_ip::ServiceCidr},
     auth::{Authenticator, Authorizer, Reviews},
+    metrics::Metrics,
     node::NodeConnector,
     openapi::OpenApi,
     paths::PathHandler,
@@ -54,6 +55,8 @@ pub struct Config {
     pub admission: Vec<Arc<dyn Admission>>,
     /// The way to the nodes, for logs, exec, attach and port-forward; without it they are answered 503.
     pub nodes: Option<Arc<dyn NodeConnector>>,
+    /// What nodes and pods use; without it `metrics.k8s.io` is not served.
+    pub metrics: Option<Arc<dyn Metrics>>,
     /// Further paths: OIDC discovery.
     pub paths: Vec<Arc<dyn PathHandler>>,
     /// Addresses of Services.
@@ -74,6 +77,7 @@ impl Config {
             reviews: None,
             admission: Vec::new(),
             nodes: None,
+            metrics: None,
             paths: Vec::new(),
             service_cidr: ServiceCidr::default(),
             limits: Limits::default(),
@@ -91,6 +95,7 @@ pub struct ApiServer {
     pub(crate) reviews: Option<Arc<dyn Reviews>>,
     pub(crate) admission: Arc<[Arc<dyn Admission>]>,
     pub(crate) nodes: Option<Arc<dyn NodeConnector>>,
+    pub(crate) metrics: Option<Arc<dyn Metrics>>,
     pub(crate) paths: Vec<Arc<dyn PathHandler>>,
     pub(crate) service_cidr: ServiceCidr,
     pub(crate) limiter: Limiter,
@@ -117,6 +122,7 @@ impl ApiServer {
             reviews: config.reviews,
             admission: hooks.into(),
             nodes: config.nodes,
+            metrics: config.metrics,
             paths,
             service_cidr: config.service_cidr,
             limiter: Limiter::new(config.limits),

@@ -1,9 +1,12 @@
 //! What every namespace has: the ServiceAccount `default` and the ConfigMap with the cluster's authority.
 
 use async_trait::async_trait;
-use ketch_api::k8s::{
-    api::core::v1::{ConfigMap, Namespace, ServiceAccount},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+use ketch_api::{
+    k8s::{
+        api::core::v1::{ConfigMap, Namespace, ServiceAccount},
+        apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    },
+    names::ROOT_CA_CONFIG_MAP as ROOT_CA,
 };
 use ketch_client::{
     Change, Informer, Key, Queue, is_already_exists, is_forbidden_by_termination, is_not_found,
@@ -21,7 +24,6 @@ use crate::{
 };
 
 const ACCOUNT: &str = "default";
-const ROOT_CA: &str = "kube-root-ca.crt";
 const CA_KEY: &str = "ca.crt";
 const CA_NOTE: &str = "kubernetes.io/description";
 const CA_NOTE_TEXT: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal \
@@ -47,25 +49,20 @@ enum Op {
     RestoreCa,
 }
 
+/// The account comes last: pods can be made once it is there, and they need the rest.
 fn plan(active: bool, has_account: bool, ca: &str, config_map: Option<&ConfigMap>) -> Vec<Op> {
     if !active {
         return Vec::new();
     }
-    let mut ops = Vec::new();
-    if !has_account {
-        ops.push(Op::CreateAccount);
-    }
-    if ca.is_empty() {
-        return ops;
-    }
     let current =
         config_map.map(|map| map.data.as_ref().and_then(|data| data.get(CA_KEY)).map(String::as_str));
-    match current {
-        None => ops.push(Op::CreateCa),
-        Some(text) if text != Some(ca) => ops.push(Op::RestoreCa),
-        Some(_) => {}
-    }
-    ops
+    let map = match current {
+        _ if ca.is_empty() => None,
+        None => Some(Op::CreateCa),
+        Some(text) if text != Some(ca) => Some(Op::RestoreCa),
+        Some(_) => None,
+    };
+    map.into_iter().chain((!has_account).then_some(Op::CreateAccount)).collect()
 }
 
 impl Defaults {
@@ -151,7 +148,7 @@ mod tests {
             data: Some([(CA_KEY.to_owned(), ca.to_owned())].into()),
             ..ConfigMap::default()
         };
-        assert_eq!(plan(true, false, "CA", None), [Op::CreateAccount, Op::CreateCa]);
+        assert_eq!(plan(true, false, "CA", None), [Op::CreateCa, Op::CreateAccount]);
         assert_eq!(plan(true, true, "CA", Some(&map("CA"))), []);
         assert_eq!(plan(true, true, "CA", Some(&map("other"))), [Op::RestoreCa]);
         assert_eq!(plan(true, true, "CA", Some(&ConfigMap::default())), [Op::RestoreCa]);

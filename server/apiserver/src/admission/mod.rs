@@ -1,6 +1,6 @@
 //! Checks and changes between authorisation and storage that are about more than one object's own rules.
 //!
-//! A hook has four phases. [`Admission::review`] runs before the transaction and may do IO;
+//! A hook has four phases. [`Admission::review`] runs before the transaction, may do IO and change what is created;
 //! [`Admission::settled`] after it. [`Admission::mutate`] and [`Admission::validate`] run inside it, on the very values that are about to
 //! replace each other, so a decision on the old object is never about an outdated one. Hooks run in the
 //! order of the list; all mutating before any validating phase. Admission webhooks will be one more hook
@@ -19,12 +19,12 @@ pub mod cluster_ip;
 mod namespace;
 mod node_port;
 mod pod;
+pub(crate) mod service_account;
 
 /// The hooks every server has, in order.
 pub(crate) fn built_in(storage: &Arc<dyn Storage>, cidr: cluster_ip::ServiceCidr) -> Vec<Arc<dyn Admission>> {
     vec![
         Arc::new(namespace::Lifecycle::new(storage.clone())),
-        Arc::new(pod::ServiceAccount),
         Arc::new(pod::DefaultTolerations),
         Arc::new(cluster_ip::ClusterIps::new(storage.clone(), cidr)),
         Arc::new(node_port::NodePorts::new(storage.clone())),
@@ -76,11 +76,12 @@ pub trait Admission: Send + Sync + 'static {
     /// For tracing and error texts.
     fn name(&self) -> &'static str;
 
-    /// Before the transaction, with IO. `object` is what the client sent for a create, `None` otherwise.
+    /// Before the transaction, with IO. `object` is what the client sent for a create, with defaults filled in
+    /// and open to changes; `None` otherwise.
     ///
     /// # Errors
     /// The refusal.
-    async fn review(&self, _request: &Request, _object: Option<&Value>) -> Result<(), Status> {
+    async fn review(&self, _request: &Request, _object: Option<&mut Value>) -> Result<(), Status> {
         Ok(())
     }
 

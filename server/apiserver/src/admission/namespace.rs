@@ -36,7 +36,7 @@ impl Admission for Lifecycle {
         "NamespaceLifecycle"
     }
 
-    async fn review(&self, request: &Request, _object: Option<&Value>) -> Result<(), Status> {
+    async fn review(&self, request: &Request, _object: Option<&mut Value>) -> Result<(), Status> {
         let namespace = &request.namespace;
         if request.operation != Operation::Create || namespace.is_empty() {
             return Ok(());

@@ -109,7 +109,7 @@ impl Admission for NodePorts {
         "NodePort"
     }
 
-    async fn review(&self, request: &Request, _object: Option<&Value>) -> Result<(), Status> {
+    async fn review(&self, request: &Request, _object: Option<&mut Value>) -> Result<(), Status> {
         if request.is("", "services") {
             self.loaded.get_or_try_init(|| self.load()).await?;
         }

@@ -1,4 +1,4 @@
-//! What upstream's admission adds to every pod: a service account and tolerations of short node trouble.
+//! What upstream's admission adds to every pod: tolerations of short node trouble.
 
 use ketch_api::Status;
 use serde_json::{Value, json};
@@ -8,32 +8,6 @@ use super::{Admission, Operation, Request};
 /// Seconds a pod stays on a node that is not ready. Upstream's default is 300: a pod that starts in milliseconds
 /// should not be away for five minutes. See `docs/adr/0004-pods-leave-lost-nodes-soon.md`.
 const TOLERATION_SECONDS: i64 = 2;
-
-/// Gives pods the service account `default` when they name none. Tokens are not mounted yet.
-pub(super) struct ServiceAccount;
-
-impl Admission for ServiceAccount {
-    fn name(&self) -> &'static str {
-        "ServiceAccount"
-    }
-
-    fn mutate(&self, request: &Request, object: &mut Value, _old: Option<&Value>) -> Result<(), Status> {
-        if request.operation != Operation::Create || !request.is("", "pods") {
-            return Ok(());
-        }
-        let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
-        let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
-        let name = match (text(spec.get("serviceAccountName")), text(spec.get("serviceAccount"))) {
-            (name, _) if !name.is_empty() => name,
-            (_, old_name) if !old_name.is_empty() => old_name,
-            _ => "default".to_owned(),
-        };
-        spec.insert("serviceAccountName".into(), name.clone().into());
-        // The deprecated alias that older clients read.
-        spec.insert("serviceAccount".into(), name.into());
-        Ok(())
-    }
-}
 
 /// Lets pods outlive a short trouble of their node, unless they say otherwise.
 pub(super) struct DefaultTolerations;
@@ -88,11 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_get_an_account_and_tolerations_once() {
-        let pod = admitted(&ServiceAccount, json!({"spec": {}}));
-        assert_eq!(pod["spec"]["serviceAccountName"], "default");
-        let pod = admitted(&ServiceAccount, json!({"spec": {"serviceAccountName": "own"}}));
-        assert_eq!(pod["spec"]["serviceAccount"], "own");
+    fn pods_get_tolerations_once() {
         let pod = admitted(&DefaultTolerations, json!({"spec": {"tolerations": null}}));
         assert_eq!(pod["spec"]["tolerations"].as_array().unwrap().len(), 2);
         assert_eq!(admitted(&DefaultTolerations, pod.clone()), pod);

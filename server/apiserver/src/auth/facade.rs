@@ -19,7 +19,11 @@ use super::{
     rbac::{self, EscalationCheck, Rbac},
     token::{Identity, ServiceAccountTokens, TokenError, bootstrap},
 };
-use crate::{admission::Admission, paths::PathHandler, pki::Clock};
+use crate::{
+    admission::{Admission, service_account::ServiceAccount},
+    paths::PathHandler,
+    pki::Clock,
+};
 
 /// Issuer of service-account tokens, and their audience when none is asked for.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
@@ -83,9 +87,13 @@ impl Auth {
         );
     }
 
-    /// Hooks for the pipeline: what nodes may write, and that nobody grants more than they have.
+    /// Hooks for the pipeline: who pods are, what nodes may write, and that nobody grants more than they have.
     pub fn admission(&self) -> Vec<Arc<dyn Admission>> {
-        vec![Arc::new(NodeRestriction), Arc::new(EscalationCheck::new(Arc::clone(&self.rbac)))]
+        vec![
+            Arc::new(ServiceAccount::new(Arc::clone(&self.storage))),
+            Arc::new(NodeRestriction),
+            Arc::new(EscalationCheck::new(Arc::clone(&self.rbac))),
+        ]
     }
 
     /// Login tokens and sessions of the console.

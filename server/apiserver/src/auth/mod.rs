@@ -8,7 +8,7 @@ mod facade;
 mod follow;
 mod impersonation;
 pub mod node;
-mod objects;
+pub(crate) mod objects;
 pub mod rbac;
 mod reviews;
 pub mod token;

@@ -4,7 +4,11 @@ use ketch_api::Descriptor;
 use serde_json::{Value, json};
 
 use super::{VERBS, storage_version_hash};
-use crate::{rest::sub::review, server::ApiServer, wire::set};
+use crate::{
+    rest::{metrics, sub::review},
+    server::ApiServer,
+    wire::set,
+};
 
 /// A kind by its names.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,7 @@ pub(crate) struct Entry {
 
 const CHANGE: &[&str] = &["get", "patch", "update"];
 const CREATE: &[&str] = &["create"];
+const MEASURED: &[&str] = &["get", "list"];
 const CONNECT: &[&str] = &["create", "get"];
 
 /// Everything the server serves, core first.
@@ -49,6 +54,14 @@ pub(crate) fn entries(server: &ApiServer) -> Vec<Entry> {
     }
     if server.reviews.is_some() {
         entries.extend(review::ALL.iter().map(|r| question(r.group, r.kind, r.plural, r.namespaced)));
+    }
+    if server.metrics.is_some() {
+        entries.extend(metrics::ALL.iter().map(|kind| Entry {
+            version: metrics::VERSION,
+            singular: "",
+            verbs: MEASURED,
+            ..question(metrics::GROUP, kind.kind, kind.plural, kind.namespaced)
+        }));
     }
     entries.sort_by_key(|entry| (entry.group, entry.version, entry.plural));
     entries

@@ -47,12 +47,12 @@ pub(crate) async fn store(
     write: &mut Write,
     incoming: Incoming,
 ) -> Result<(Revision, Outcome), Status> {
-    let Incoming { object, warnings } = incoming;
+    let Incoming { mut object, warnings } = incoming;
     check(&object, &write.request.namespace)?;
     let given = meta::text(&object, "name").to_owned();
     let prefix = meta::text(&object, "generateName").to_owned();
     write.request.name.clone_from(&given);
-    write.review(Some(&object)).await?;
+    write.review(Some(&mut object)).await?;
     let generated = given.is_empty() && !prefix.is_empty();
     let mut tries = if generated { NAME_TRIES } else { 1 };
     loop {

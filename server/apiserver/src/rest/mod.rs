@@ -25,6 +25,7 @@ pub(crate) mod delete;
 pub(crate) mod filter;
 pub(crate) mod list;
 pub(crate) mod meta;
+pub(crate) mod metrics;
 pub(crate) mod page_token;
 pub(crate) mod patch;
 pub(crate) mod sub;
@@ -71,6 +72,9 @@ impl Call {
 pub(crate) async fn handle(mut call: Call, body: Body) -> Result<Response, Status> {
     if let Some(kind) = sub::review::kind_of(&call.info) {
         return sub::review::create(&call, kind, body).await;
+    }
+    if let Some(kind) = metrics::kind_of(&call.info) {
+        return metrics::handle(&call, kind).await;
     }
     if sub::binding::is_collection(&call.info) {
         return sub::binding::create_by_body(&call, body).await;

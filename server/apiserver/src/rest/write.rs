@@ -85,9 +85,9 @@ impl Write {
     }
 
     /// The hooks' phase before the transaction.
-    pub(crate) async fn review(&self, object: Option<&Value>) -> Result<(), Status> {
+    pub(crate) async fn review(&self, mut object: Option<&mut Value>) -> Result<(), Status> {
         for hook in self.hooks.iter() {
-            hook.review(&self.request, object).await?;
+            hook.review(&self.request, object.as_deref_mut()).await?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ mod conformance;
 mod deletion;
 mod discovery;
 mod harness;
+mod metrics;
 mod patches;
 mod reads;
 mod samples;

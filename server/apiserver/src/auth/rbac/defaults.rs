@@ -30,6 +30,7 @@ pub fn objects() -> Vec<Value> {
         part("admin", &admin()),
         part("edit", &edit()),
         part("view", &view()),
+        metrics_reader(),
         role("system:discovery", &[Rule::paths(DISCOVERY_PATHS, &["get"])]),
         role("system:public-info-viewer", &[Rule::paths(PUBLIC_PATHS, &["get"])]),
         role("system:basic-user", &basic_user()),
@@ -238,6 +239,12 @@ fn aggregate(name: &str, from: &str, into: Option<&str>) -> Value {
 
 fn part(of: &str, rules: &[Rule]) -> Value {
     cluster_role(&format!("system:aggregate-to-{of}"), Some(of), "rules", json!(rules))
+}
+
+/// What metrics-server's manifest gives to whoever may look at all.
+fn metrics_reader() -> Value {
+    let rules = [Rule::resources(&["metrics.k8s.io"], &["nodes", "pods"], READ)];
+    cluster_role("system:aggregated-metrics-reader", Some("view"), "rules", json!(rules))
 }
 
 fn binding(role: &str, groups: &[&str]) -> Value {
