@@ -23,6 +23,8 @@ pub const CLUSTER_PATH: &str = "/ketch/v1/cluster";
 pub const CONTROL_PROTOCOL: &[u8] = b"ketch-control/1";
 /// Group of those who hold a token that lets a node join.
 pub const JOINERS_GROUP: &str = "system:bootstrappers:ketch-nodes";
+/// Name of the relay of a server without a node. No node can have it: names of nodes have no `_`.
+pub const SERVER_RELAY: &str = "server_relay";
 /// A node's certificate has one URI of this form for each range of pod addresses that is its own:
 /// `ketch://pod-range/10.42.3.0/24`.
 pub const POD_RANGE_URI: &str = "ketch://pod-range/";
@@ -92,6 +94,19 @@ pub struct Cluster {
     pub function_domain: String,
     /// Version of the server.
     pub version: String,
+    /// Where nodes meet that cannot reach each other; `None`: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Relay>,
+}
+
+/// What carries packets between nodes, and cannot read them.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Relay {
+    /// Name in its certificate: a node's, or [`SERVER_RELAY`].
+    pub name: String,
+    /// UDP port, on the host where the API is.
+    pub port: u16,
 }
 
 // === impl Token ===

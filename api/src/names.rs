@@ -49,5 +49,3 @@ pub const SERVICE_ACCOUNT_USER_PREFIX: &str = "system:serviceaccount:";
 
 /// Annotation of a Node: where its end of the overlay listens (`IP:PORT`, UDP).
 pub const OVERLAY_ANNOTATION: &str = "ketch.dev/overlay-address";
-/// Annotation of a Node (`true`): nodes that cannot reach each other may use it.
-pub const OVERLAY_RELAY_ANNOTATION: &str = "ketch.dev/overlay-relay";

@@ -6,6 +6,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -102,6 +103,13 @@ pub(crate) struct Options {
     #[serde(skip)]
     pub(crate) token: Option<String>,
     pub(crate) node_cert_days: f64,
+}
+
+impl Options {
+    /// How long certificates of nodes are valid.
+    pub(crate) fn node_cert_life(&self) -> Duration {
+        Duration::from_secs_f64(self.node_cert_days * 86_400.0)
+    }
 }
 
 /// Which process the options are for; defaults differ.

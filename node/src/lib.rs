@@ -50,7 +50,7 @@ pub use ketch_net::{
 pub use ketch_overlay::Identity as OverlayIdentity;
 pub use network::{ClusterNetwork, NetworkConfig};
 pub use options::{ApiAddress, NodeOptions, RuntimeEntry, StartError, Unavailable};
-pub use overlay::{IdentitySource, NodeOverlay, OverlayOptions};
+pub use overlay::{IdentitySource, NodeOverlay, OverlayOptions, RelayHost};
 pub use proxy::ServiceProxy;
 pub use services::LocalServices;
 pub use volumes::discard_inside;

@@ -3,15 +3,13 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures::StreamExt;
-use ketch_api::{
-    k8s::api::core::v1 as core,
-    names::{OVERLAY_ANNOTATION, OVERLAY_RELAY_ANNOTATION},
-};
+use futures::{Stream, StreamExt, future, stream};
+use ketch_api::{k8s::api::core::v1 as core, names::OVERLAY_ANNOTATION};
 use ketch_net::Cidr;
 use ketch_overlay::{DeviceConfig, Identity, Overlay, OverlayConfig, OverlayError, Peer};
 use kube::{
@@ -21,8 +19,11 @@ use kube::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Between looks at the node's certificate, which is renewed long before it ends.
+/// Longest time between looks at the node's certificate.
 const RENEWAL: Duration = Duration::from_secs(60);
+
+/// Between look-ups of the relay's host: its name may lead elsewhere one day.
+const LOOK_UP: Duration = Duration::from_secs(60);
 
 /// Where a node's certificate, key and authority are now.
 pub type IdentitySource = Arc<dyn Fn() -> Option<Identity> + Send + Sync>;
@@ -30,7 +31,7 @@ pub type IdentitySource = Arc<dyn Fn() -> Option<Identity> + Send + Sync>;
 /// What the overlay of a node is started with.
 #[derive(Clone)]
 pub struct OverlayOptions {
-    /// Name of the node.
+    /// Name of the node, as in its certificate.
     pub name: String,
     /// May watch Nodes.
     pub client: kube::Client,
@@ -38,18 +39,28 @@ pub struct OverlayOptions {
     pub identity: IdentitySource,
     /// UDP address; port 0 picks one.
     pub bind: SocketAddr,
-    /// Where other nodes reach this one.
-    pub address: IpAddr,
-    /// Addresses of this node's pods.
-    pub range: Cidr,
+    /// Addresses of this node's pods; `None`: it has none, and needs no rights then.
+    pub range: Option<Cidr>,
     /// Whether other nodes that cannot reach each other may use this one.
-    pub relay: bool,
+    pub forward: bool,
+    /// Where this node meets others that it cannot reach.
+    pub relay: Option<RelayHost>,
+}
+
+/// A relay as a node finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelayHost {
+    /// Name in its certificate.
+    pub name: String,
+    /// Name or address of its machine.
+    pub host: String,
+    /// UDP port.
+    pub port: u16,
 }
 
 /// A running overlay that follows the cluster's nodes.
 pub struct NodeOverlay {
     overlay: Arc<Overlay>,
-    annotations: Vec<(String, String)>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -63,27 +74,35 @@ impl NodeOverlay {
     /// See [`OverlayError`]. Without an identity there is nothing to start.
     pub async fn start(options: OverlayOptions) -> Result<Option<Self>, OverlayError> {
         let Some(identity) = (options.identity)() else { return Ok(None) };
-        let device = DeviceConfig { name: device(&options.range), address: options.range.nth(1) };
-        let mut config = OverlayConfig::new(identity.clone(), options.bind, device, vec![options.range]);
-        config.forward = options.relay;
+        let mut config = match options.range {
+            Some(range) => {
+                let device = DeviceConfig { name: device(&range), address: range.nth(1) };
+                OverlayConfig::new(identity.clone(), options.bind, device, vec![range])
+            }
+            None => OverlayConfig::relay(identity.clone(), options.bind),
+        };
+        config.forward = options.forward;
         let (told, peers) = watch::channel(Vec::new());
         let overlay = Arc::new(Overlay::start(config, peers).await?);
-        forward(&self::device(&options.range));
-        let reached = SocketAddr::new(options.address, overlay.local_addr().port());
-        let relay = options.relay.then(|| (OVERLAY_RELAY_ANNOTATION.to_owned(), "true".to_owned()));
-        let own = (OVERLAY_ANNOTATION.to_owned(), reached.to_string());
-        let annotations = std::iter::once(own).chain(relay).collect();
+        if let Some(range) = &options.range {
+            forward(&self::device(range));
+        }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(stop.clone().run_until_cancelled_owned(follow(options.clone(), told)));
-        let renewal = renew(Arc::clone(&overlay), options.identity, identity);
+        let renewal = renew(Arc::clone(&overlay), Arc::clone(&options.identity), identity);
         tasks.spawn(stop.clone().run_until_cancelled_owned(renewal));
+        tasks.spawn(stop.clone().run_until_cancelled_owned(follow(options, told)));
         tasks.close();
-        Ok(Some(Self { overlay, annotations, stop, tasks }))
+        Ok(Some(Self { overlay, stop, tasks }))
     }
 
-    /// What tells the other nodes about this one: annotations of its Node object.
-    pub fn annotations(&self) -> &[(String, String)] {
-        &self.annotations
+    /// UDP port in use.
+    pub fn port(&self) -> u16 {
+        self.overlay.local_addr().port()
+    }
+
+    /// What tells the other nodes about this one, which is reached at `address`: an annotation of its Node.
+    pub fn annotation(&self, address: IpAddr) -> (String, String) {
+        (OVERLAY_ANNOTATION.to_owned(), SocketAddr::new(address, self.port()).to_string())
     }
 
     /// Ends it: device and routes are gone afterwards.
@@ -115,13 +134,19 @@ fn forward(device: &str) {
 async fn follow(options: OverlayOptions, told: watch::Sender<Vec<Peer>>) {
     let (store, writer) = reflector::store();
     let events = watcher(Api::<core::Node>::all(options.client), watcher::Config::default());
-    let mut changes = std::pin::pin!(reflector(writer, events.default_backoff()).touched_objects());
-    while let Some(change) = changes.next().await {
-        if let Err(error) = change {
-            tracing::debug!(%error, "the list of nodes is being read again");
-            continue;
+    let mut changes = pin!(reflector(writer, events.default_backoff()).touched_objects());
+    let mut found = pin!(stream::iter(&options.relay).flat_map(addresses));
+    let mut relay = options.relay.as_ref().map(|relay| (relay.name.as_str(), Vec::new()));
+    loop {
+        tokio::select! {
+            change = changes.next() => match change {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => tracing::debug!(%error, "the list of nodes is being read again"),
+                None => return,
+            },
+            Some(found) = found.next() => relay = relay.map(|(name, _)| (name, found)),
         }
-        let wanted = peers(store.state().iter().map(Arc::as_ref), &options.name);
+        let wanted = peers(store.state().iter().map(Arc::as_ref), &options.name, relay.as_ref());
         told.send_if_modified(|known| {
             let changed = *known != wanted;
             *known = wanted;
@@ -130,9 +155,22 @@ async fn follow(options: OverlayOptions, told: watch::Sender<Vec<Peer>>) {
     }
 }
 
+/// Addresses of a relay, each time it has been looked up.
+fn addresses(relay: &RelayHost) -> impl Stream<Item = Vec<SocketAddr>> {
+    stream::unfold(Duration::ZERO, move |wait| async move {
+        tokio::time::sleep(wait).await;
+        let found = tokio::net::lookup_host((relay.host.as_str(), relay.port)).await;
+        let found = found.inspect_err(|error| tracing::warn!(host = relay.host, %error, "relay not found"));
+        Some((found.ok().map(Iterator::collect), LOOK_UP))
+    })
+    .filter_map(future::ready)
+}
+
 async fn renew(overlay: Arc<Overlay>, source: IdentitySource, mut used: Identity) {
     loop {
-        tokio::time::sleep(RENEWAL).await;
+        // Soon enough when certificates live for seconds.
+        let left = used.left().unwrap_or_default();
+        tokio::time::sleep((left / 20).clamp(Duration::from_secs(1), RENEWAL)).await;
         let Some(now) = source().filter(|now| now.certificate != used.certificate) else { continue };
         match overlay.set_identity(&now) {
             Ok(()) => used = now,
@@ -141,31 +179,39 @@ async fn renew(overlay: Arc<Overlay>, source: IdentitySource, mut used: Identity
     }
 }
 
-/// The other nodes that have said where their overlay is.
-fn peers<'a>(nodes: impl Iterator<Item = &'a core::Node> + Clone, own: &str) -> Vec<Peer> {
-    let name = |node: &'a core::Node| node.metadata.name.as_deref().unwrap_or_default();
-    let relay = nodes.clone().filter(|node| annotation(node, OVERLAY_RELAY_ANNOTATION) == Some("true"));
-    let relay = relay.map(name).min();
-    let mut all: Vec<Peer> = nodes
-        .filter(|node| name(node) != own)
-        .filter_map(|node| {
-            let address = annotation(node, OVERLAY_ANNOTATION)?.parse().ok()?;
-            let ranges = node.spec.as_ref()?.pod_cidrs.iter().flatten();
-            let through = relay.filter(|relay| *relay != own && *relay != name(node));
-            Some(Peer {
-                name: name(node).to_owned(),
-                addresses: vec![address],
-                ranges: ranges.filter_map(|range| range.parse().ok()).collect(),
-                relay: through.map(str::to_owned),
-            })
-        })
-        .collect();
+/// The other nodes that have said where their overlay is, and the relay, by name and where it is found.
+fn peers<'a>(
+    nodes: impl Iterator<Item = &'a core::Node>,
+    own: &str,
+    relay: Option<&(&str, Vec<SocketAddr>)>,
+) -> Vec<Peer> {
+    let others = nodes.filter(|node| node.metadata.name.as_deref() != Some(own));
+    let mut all: Vec<Peer> = others.filter_map(peer).collect();
+    if let Some((name, addresses)) = relay {
+        for peer in all.iter_mut().filter(|peer| peer.name != *name) {
+            peer.relay = Some((*name).to_owned());
+        }
+        let addresses = addresses.clone();
+        match all.iter_mut().find(|peer| peer.name == *name) {
+            // What this node uses for the API leads there; what the relay takes for its address may not.
+            Some(peer) if !addresses.is_empty() => peer.addresses = addresses,
+            Some(_) => {}
+            None => all.push(Peer { name: (*name).to_owned(), addresses, ranges: Vec::new(), relay: None }),
+        }
+    }
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all
 }
 
-fn annotation<'a>(node: &'a core::Node, key: &str) -> Option<&'a str> {
-    node.metadata.annotations.as_ref()?.get(key).map(String::as_str)
+fn peer(node: &core::Node) -> Option<Peer> {
+    let address = node.metadata.annotations.as_ref()?.get(OVERLAY_ANNOTATION)?.parse().ok()?;
+    let ranges = node.spec.as_ref()?.pod_cidrs.iter().flatten();
+    Some(Peer {
+        name: node.metadata.name.clone()?,
+        addresses: vec![address],
+        ranges: ranges.filter_map(|range| range.parse().ok()).collect(),
+        relay: None,
+    })
 }
 
 #[cfg(test)]
@@ -182,28 +228,59 @@ mod tests {
         serde_json::from_value(node).unwrap()
     }
 
-    #[test]
-    fn peers_are_the_other_nodes_that_say_where_they_are() {
+    fn nodes() -> Vec<core::Node> {
         let at = |address: &str| json!({ OVERLAY_ANNOTATION: address });
-        let nodes = [
-            node(
-                "server",
-                "10.42.0.0/19",
-                json!({ OVERLAY_ANNOTATION: "192.0.2.1:6445", OVERLAY_RELAY_ANNOTATION: "true" }),
-            ),
+        vec![
+            node("first", "10.42.0.0/19", at("192.0.2.1:6445")),
             node("b", "10.42.33.0/24", at("192.0.2.3:6444")),
             node("a", "10.42.32.0/24", at("192.0.2.2:6444")),
             node("silent", "10.42.34.0/24", json!({})),
             node("odd", "10.42.35.0/24", at("nowhere")),
-        ];
-        let of = |own: &str| {
-            let peers = peers(nodes.iter(), own);
-            peers.into_iter().map(|peer| (peer.name, peer.relay)).collect::<Vec<_>>()
-        };
-        let through = Some("server".to_owned());
-        assert_eq!(of("a"), [("b".to_owned(), through.clone()), ("server".to_owned(), None)]);
-        assert_eq!(of("server"), [("a".to_owned(), None), ("b".to_owned(), None)]);
-        let ranges = &peers(nodes.iter(), "b")[0].ranges;
+        ]
+    }
+
+    /// Name, first address and relay of each peer.
+    fn seen(own: &str, relay: Option<&(&str, Vec<SocketAddr>)>) -> Vec<(String, String, Option<String>)> {
+        let peers = peers(nodes().iter(), own, relay);
+        let address = |peer: &Peer| peer.addresses.first().map(ToString::to_string).unwrap_or_default();
+        peers.into_iter().map(|peer| (peer.name.clone(), address(&peer), peer.relay)).collect()
+    }
+
+    fn expect(of: &[(&str, &str, Option<&str>)]) -> Vec<(String, String, Option<String>)> {
+        of.iter()
+            .map(|(name, at, relay)| (name.to_string(), at.to_string(), relay.map(str::to_owned)))
+            .collect()
+    }
+
+    #[test]
+    fn peers_are_the_other_nodes_that_say_where_they_are() {
+        let (a, b) = ("192.0.2.2:6444", "192.0.2.3:6444");
+        let outside = vec!["203.0.113.9:6445".parse().unwrap()];
+        let through = ("first", outside.clone());
+        let first = Some("first");
+        assert_eq!(
+            seen("a", Some(&through)),
+            expect(&[("b", b, first), ("first", "203.0.113.9:6445", None)]),
+            "the relay is where the API is"
+        );
+        assert_eq!(
+            seen("a", Some(&("first", Vec::new()))),
+            expect(&[("b", b, first), ("first", "192.0.2.1:6445", None)]),
+            "or where it says, when that is not known"
+        );
+        let server = ("server_relay", outside);
+        let through = Some("server_relay");
+        assert_eq!(
+            seen("b", Some(&server)),
+            expect(&[
+                ("a", a, through),
+                ("first", "192.0.2.1:6445", through),
+                ("server_relay", "203.0.113.9:6445", None)
+            ]),
+            "a relay without pods is a peer too"
+        );
+        assert_eq!(seen("first", None), expect(&[("a", a, None), ("b", b, None)]));
+        let ranges = &peers(nodes().iter(), "b", None)[0].ranges;
         assert_eq!(ranges[0].to_string(), "10.42.32.0/24");
     }
 

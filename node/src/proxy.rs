@@ -1,9 +1,10 @@
 //! [`ServiceProxy`]: keeps the kernel's table in step with the cluster's Services and the ports of the node's pods.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use ketch_net::{
     conntrack::{Fronts, forget_stale},
+    forward::Forward,
     nft::{ApplyError, Facts, Nft, rules},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -51,6 +52,27 @@ impl ServiceProxy {
     }
 }
 
+/// Whether clients outside the cluster may use it.
+fn is_exposed(port: &Forward) -> bool {
+    port.node_port.is_some() || !port.external.is_empty() || !port.balancer.is_empty()
+}
+
+/// Has the kernel pass on what clients outside send to the node's addresses, where an endpoint is on another node
+/// or in a network namespace. Only what comes in at these interfaces.
+fn forward(addresses: &[Ipv4Addr]) {
+    for interface in nix::ifaddrs::getifaddrs().into_iter().flatten() {
+        let address = interface.address.and_then(|address| Some(address.as_sockaddr_in()?.ip()));
+        if !address.is_some_and(|address| addresses.contains(&address)) {
+            continue;
+        }
+        let path = format!("/proc/sys/net/ipv4/conf/{}/forwarding", interface.interface_name);
+        let is_on = std::fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1");
+        if let Err(error) = if is_on { Ok(()) } else { std::fs::write(&path, "1") } {
+            tracing::warn!(path, %error, "clients outside reach only pods of this process by ports of the node");
+        }
+    }
+}
+
 async fn keep(network: Arc<ClusterNetwork>, facts: Facts, mut nft: Nft, stop: CancellationToken) {
     let mut changes = network.changes();
     let mut fronts = Fronts::default();
@@ -61,6 +83,9 @@ async fn keep(network: Arc<ClusterNetwork>, facts: Facts, mut nft: Nft, stop: Ca
         }
         let ports = network.with_host_ports(|ports| (ports.all(), false));
         let table = network.table();
+        if !ports.is_empty() || table.forwards().iter().any(is_exposed) {
+            forward(&facts.addresses);
+        }
         let applied = nft.apply(rules(&table, &ports, &facts)).await;
         let patience = match applied {
             Ok(_) => {

@@ -6,14 +6,8 @@ use std::{
     time::Duration,
 };
 
-use ketch_api::names::ADMIN_GROUP;
-use ketch_apiserver::{
-    ApiServer,
-    admission::cluster_ip::ServiceCidr,
-    auth,
-    pki::{NodeCertificates, Pki, PkiError},
-    serve,
-};
+use ketch_api::{join::Relay, names::ADMIN_GROUP};
+use ketch_apiserver::{ApiServer, admission::cluster_ip::ServiceCidr, auth, pki::Pki, serve};
 use ketch_client::{TaskError, Tasks, kubeconfig::Credentials};
 use ketch_registry::Registry;
 use ketch_store::{RedbOptions, RedbStore, Retention, Storage};
@@ -24,7 +18,7 @@ use crate::{
     data_dir::{DataDir, DataDirError},
     front::Front,
     images::Images,
-    join::Joins,
+    join::{Joins, Open},
     listeners::{BindError, bind, bind_udp},
     meter::{self, Meter},
     nodes::Nodes,
@@ -194,29 +188,16 @@ impl Server {
         &self.nodes
     }
 
-    /// Lets nodes on other machines in from now on. `reserved`: pod addresses of the node in this process.
-    pub async fn admit_nodes(&self, reserved: &[String]) {
-        self.front.joins.open(reserved.iter().filter_map(|range| range.parse().ok()).collect()).await;
+    /// Lets nodes on other machines in from now on. `reserved`: pod addresses of the node in this process;
+    /// `relay`: what in this process carries packets between nodes.
+    pub async fn admit_nodes(&self, reserved: &[String], relay: Option<Relay>) {
+        let reserved = reserved.iter().filter_map(|range| range.parse().ok()).collect();
+        self.front.joins.open(Open { reserved, relay }).await;
     }
 
-    /// Certificates for the node in this process, which talks to nodes on other machines as one of them. The
-    /// request is a PKCS #10 in PEM.
-    ///
-    /// # Errors
-    /// See [`Pki::sign_node`].
-    pub fn sign_node(
-        &self,
-        request: &str,
-        name: &str,
-        ranges: &[&str],
-        life: Duration,
-    ) -> Result<NodeCertificates, PkiError> {
-        self.pki.sign_node(request, name, ranges, life)
-    }
-
-    /// Certificate of the cluster's authority, PEM.
-    pub fn authority(&self) -> &str {
-        self.pki.ca_pem()
+    /// The cluster's authority: what is beside the server in its process gets its certificates here.
+    pub fn pki(&self) -> &Arc<Pki> {
+        &self.pki
     }
 
     /// Answers on `listener` too, as on the address of the API.
@@ -364,10 +345,11 @@ fn joins(
             quic_port,
             function_domain: options.function_domain.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            relay: None,
         },
         pods: pods.map_err(|_| StartError::Api(format!("{} is no range of addresses", options.pod_cidr)))?,
         life: options.node_cert_life,
-        reserved: Default::default(),
+        open: Default::default(),
     })
 }
 

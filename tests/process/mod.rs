@@ -5,6 +5,7 @@ mod bad_input;
 mod containers;
 mod crash;
 mod first_light;
+mod fleet;
 mod full_disk;
 mod isolation;
 mod join;

@@ -11,7 +11,7 @@ use ketch_api::{
     names::{ADMIN_GROUP, DNS_SERVICE, SYSTEM_NAMESPACE},
 };
 use ketch_node::{
-    ClusterNetwork,
+    Cidr, ClusterNetwork,
     dns::{Dns, DnsOptions, Namespaces, system_upstreams},
 };
 use ketch_server::{Server, User};
@@ -26,6 +26,8 @@ use super::{machine::Membership, traces::Traces};
 /// DNS's own port, and the one for users who may not have it.
 const PORT: u16 = 53;
 const USER_PORT: u16 = 6453;
+/// Number of the address of the Service `kube-dns` in its range.
+const DNS_NUMBER: u128 = 10;
 
 /// A DNS server and what it is made of.
 pub(crate) struct ClusterDns {
@@ -72,21 +74,6 @@ impl ClusterDns {
         address.map(|address| address.ip())
     }
 
-    /// Makes this server the endpoint of the `kube-dns` Service. A loopback address cannot be one: then
-    /// the Service has none, and only programs that are told the address use it.
-    pub(crate) async fn publish(&self, server: &Server) {
-        let Some(address) = self.address().filter(|address| !address.ip().is_loopback()) else { return };
-        let ip = match address.ip() {
-            IpAddr::V4(ip) if !ip.is_unspecified() => ip,
-            _ => return,
-        };
-        let client = server.client(User::new("system:ketch-dns", &[ADMIN_GROUP]));
-        let slices: Api<EndpointSlice> = Api::namespaced(client, SYSTEM_NAMESPACE);
-        if let Err(error) = write(&slices, &endpoints(ip, address.port())).await {
-            tracing::warn!(%error, "cannot write the endpoints of the Service kube-dns");
-        }
-    }
-
     /// Ends it. Its address is nobody's then.
     pub(crate) async fn shutdown(&self) {
         self.dns.shutdown().await;
@@ -94,6 +81,25 @@ impl ClusterDns {
             ketch_node::forget_local_address(address).await;
         }
     }
+}
+
+/// Makes `address` the endpoint of the `kube-dns` Service. A loopback address cannot be one: then the Service
+/// has none, and only programs that are told the address use it.
+pub(crate) async fn publish(server: &Server, address: SocketAddr) {
+    let IpAddr::V4(ip) = address.ip() else { return };
+    if ip.is_loopback() || ip.is_unspecified() {
+        return;
+    }
+    let client = server.client(User::new("system:ketch-dns", &[ADMIN_GROUP]));
+    let slices: Api<EndpointSlice> = Api::namespaced(client, SYSTEM_NAMESPACE);
+    if let Err(error) = write(&slices, &endpoints(ip, address.port())).await {
+        tracing::warn!(%error, "cannot write the endpoints of the Service kube-dns");
+    }
+}
+
+/// Where every node answers itself unless it is told otherwise: all that a server without a node knows.
+pub(crate) fn usual_address(services: &Cidr) -> Option<SocketAddr> {
+    services.nth(DNS_NUMBER).map(|ip| SocketAddr::new(ip, PORT))
 }
 
 async fn write(slices: &Api<EndpointSlice>, slice: &serde_json::Value) -> Result<()> {
@@ -155,9 +161,9 @@ fn candidates(membership: &Membership) -> Vec<SocketAddr> {
     if let Some(given) = membership.dns {
         return vec![given];
     }
-    let ours = [membership.services.nth(10), membership.range.cidr.nth(1)];
-    let ports = ours.into_iter().flatten().map(|ip| SocketAddr::new(ip, PORT));
+    let own = membership.range.cidr.nth(1).map(|ip| SocketAddr::new(ip, PORT));
+    let ours = [usual_address(&membership.services), own].into_iter().flatten();
     let root = nix::unistd::Uid::effective().is_root() && !membership.services.base().is_loopback();
     let user = [USER_PORT, 0].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    ports.filter(|_| root).chain(user).collect()
+    ours.filter(|_| root).chain(user).collect()
 }

@@ -18,8 +18,10 @@ use ketch_server::{PushHook, Server, User};
 use tokio_util::task::TaskTracker;
 
 use super::{
+    cluster_dns,
     machine::{self, FrontDoor, Machine, Membership},
     pod_range::PodRange,
+    relay,
 };
 use crate::options::Options;
 
@@ -70,7 +72,8 @@ pub(crate) async fn start(
         pods,
         services,
         overlay: overlay(server, options, range.cidr)?,
-        relay: true,
+        forward: true,
+        relay: None,
         range,
         address: machine::address_towards(machine::OUTSIDE),
         control_plane: vec![server.api_addr, endpoint, server.ui_addr, server.quic_addr],
@@ -80,7 +83,9 @@ pub(crate) async fn start(
     let machine = Machine::start(membership, front).await?;
     let _ = precompiler.wasm.set((machine.wasm.clone(), tokio::runtime::Handle::current()));
     server.nodes().connect(name, machine.node.router());
-    machine.dns.publish(server).await;
+    if let Some(address) = machine.dns.address() {
+        cluster_dns::publish(server, address).await;
+    }
     server.set_gateway(machine.gateway.http_addr());
     Ok(machine)
 }
@@ -105,23 +110,16 @@ async fn open_to_pods(server: &mut Server, pods: Cidr) -> Result<SocketAddr> {
     Ok(endpoint)
 }
 
-/// Life of the certificate that this node shows to others. It is made at each start.
-const OVERLAY_LIFE: Duration = Duration::from_secs(365 * 86_400);
-
-/// The overlay, when nodes on other machines can come at all: on loopback they cannot.
+/// The overlay, when nodes on other machines can come at all.
 fn overlay(server: &Server, options: &Options, range: Cidr) -> Result<Option<(IdentitySource, SocketAddr)>> {
-    if server.quic_addr.ip().is_loopback() {
-        return Ok(None);
-    }
-    let name = &options.node_name;
-    let (key, request) = ketch_node::membership::signing_request(name)?;
-    let signed = server.sign_node(&request.signing_request, name, &[&range.to_string()], OVERLAY_LIFE)?;
-    let identity =
-        OverlayIdentity { certificate: signed.node, key, authority: server.authority().to_owned() };
-    // The control tunnel has the port itself.
-    let port = server.quic_addr.port().checked_add(1).unwrap_or(0);
-    let bind = SocketAddr::new(server.quic_addr.ip(), port);
-    Ok(Some((Arc::new(move || Some(identity.clone())), bind)))
+    let Some(bind) = relay::address(server.quic_addr) else { return Ok(None) };
+    let (pki, name, range) = (Arc::clone(server.pki()), options.node_name.clone(), range.to_string());
+    let sign = move |life: Duration| -> Result<_> {
+        let (key, request) = ketch_node::membership::signing_request(&name)?;
+        let signed = pki.sign_node(&request.signing_request, &name, &[&range], life)?;
+        Ok(OverlayIdentity { certificate: signed.node, key, authority: pki.ca_pem().to_owned() })
+    };
+    Ok(Some((relay::renewed(options.node_cert_life(), sign)?, bind)))
 }
 
 /// Pod addresses of nodes on other machines.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ketch_api::names::{FORWARDS_LABEL, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
 use ketch_node::{
     ApiAddress, Cidr, ClusterNetwork, IdentitySource, LocalRegistry, NetworkConfig, Node, NodeOptions,
-    NodeOverlay, OverlayOptions, PodRanges, PolicyRules, Registries, RuntimeEntry,
+    NodeOverlay, OverlayOptions, PodRanges, PolicyRules, Registries, RelayHost, RuntimeEntry,
     dns::Namespaces,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
@@ -51,7 +51,9 @@ pub(crate) struct Membership {
     /// Who this node is to other nodes, and where they reach it; `None`: it has no others.
     pub(crate) overlay: Option<(IdentitySource, SocketAddr)>,
     /// Whether nodes that cannot reach each other may use this one.
-    pub(crate) relay: bool,
+    pub(crate) forward: bool,
+    /// Where this node meets others that it cannot reach.
+    pub(crate) relay: Option<RelayHost>,
     /// Where to answer DNS; `None`: where it suits.
     pub(crate) dns: Option<SocketAddr>,
 }
@@ -150,6 +152,11 @@ impl Machine {
         self.containers.as_ref().err()
     }
 
+    /// UDP port of its end of the overlay; `None`: pods of other nodes are not reached.
+    pub(crate) fn overlay_port(&self) -> Option<u16> {
+        self.overlay.as_ref().map(NodeOverlay::port)
+    }
+
     /// Ends everything but containers: first no new requests, then the pods' workers, then the pods.
     pub(crate) async fn shutdown(self) {
         self.gateway.shutdown(DRAIN).await;
@@ -232,7 +239,7 @@ fn start_node(
         api: ApiAddress { host: first_service(membership.services)?.to_string(), port: SERVICE_PORT },
         max_pods: MAX_PODS.min(addresses),
         labels: forwards.then(|| (FORWARDS_LABEL.to_owned(), "true".to_owned())).into_iter().collect(),
-        annotations: overlay.map(|overlay| overlay.annotations().to_vec()).unwrap_or_default(),
+        annotations: overlay.map(|overlay| overlay.annotation(membership.address)).into_iter().collect(),
     })
     .context("start the node")
 }
@@ -249,9 +256,9 @@ async fn start_overlay(membership: &Membership) -> Option<NodeOverlay> {
         client: membership.wide.clone(),
         identity,
         bind,
-        address: membership.address,
-        range: membership.range.cidr,
-        relay: membership.relay,
+        range: Some(membership.range.cidr),
+        forward: membership.forward,
+        relay: membership.relay.clone(),
     };
     let started = NodeOverlay::start(options).await;
     started.inspect_err(|error| tracing::warn!(%error, "pods of other nodes are not reached")).ok().flatten()

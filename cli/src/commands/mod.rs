@@ -17,6 +17,7 @@ mod node;
 mod pod_range;
 mod port_forward;
 mod process;
+mod relay;
 mod service_proxy;
 mod token;
 mod top;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
 use anyhow::{Context, Result};
 use ketch_api::join::{Cluster, Token};
 use ketch_node::{
-    Cidr, IdentitySource, OverlayIdentity,
+    Cidr, IdentitySource, OverlayIdentity, RelayHost,
     membership::{self, Identity, JoinError, Member, ServerAddress},
 };
 use ketch_server::DataDir;
@@ -129,7 +129,12 @@ async fn start(
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
         containerd: options.containerd.clone(),
         overlay: Some((overlay_identity(&options.data_dir), options.quic_addr)),
-        relay: false,
+        forward: false,
+        relay: cluster.relay.as_ref().map(|relay| RelayHost {
+            name: relay.name.clone(),
+            host: server.host().to_owned(),
+            port: relay.port,
+        }),
         dns: options.dns_addr,
     };
     Machine::start(membership, front).await

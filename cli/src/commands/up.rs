@@ -3,17 +3,19 @@
 use std::{
     net::{SocketAddr, TcpListener},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use ketch_node::{Cidr, NodeOverlay};
 use ketch_server::Server;
 use serde_json::json;
 
 use super::{
+    cluster_dns,
     local_node::{self, Precompiler},
     machine::{self, FrontDoor, Machine},
-    process,
+    process, relay,
 };
 use crate::{
     options::{Flags, Options, Role},
@@ -45,8 +47,13 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
             None
         }
     };
+    let relay = match node {
+        Some(_) => None,
+        None => beside(&server, &options).await?,
+    };
     let reserved: Vec<String> = node.iter().map(|node| node.range.to_string()).collect();
-    server.admit_nodes(&reserved).await;
+    let own = node.as_ref().map(|node| (node, options.node_name.as_str()));
+    server.admit_nodes(&reserved, relay::told(own, relay.as_ref())).await;
     let dns = node.as_ref().and_then(|node| node.dns.address());
     write_run_file(&server, &options, (http, https), dns)?;
     announce(&server, &options, node.as_ref(), start).await?;
@@ -55,8 +62,20 @@ async fn serve(options: Options, role: Role, start: Instant) -> Result<()> {
     if let Some(node) = node {
         node.shutdown().await;
     }
+    if let Some(relay) = relay {
+        relay.shutdown().await;
+    }
     server.shutdown().await;
     Ok(())
+}
+
+/// What a server without a node does for its nodes.
+async fn beside(server: &Server, options: &Options) -> Result<Option<NodeOverlay>> {
+    let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
+    if let Some(address) = cluster_dns::usual_address(&services) {
+        cluster_dns::publish(server, address).await;
+    }
+    relay::start(server, options).await
 }
 
 fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options {
@@ -81,7 +100,7 @@ fn server_options(options: &Options, http: SocketAddr) -> ketch_server::Options 
         service_cidr: options.service_cidr.clone(),
         subject_names,
         function_domain,
-        node_cert_life: Duration::from_secs_f64(options.node_cert_days * 86_400.0),
+        node_cert_life: options.node_cert_life(),
     }
 }
 

@@ -4,7 +4,10 @@
 //! way a server verifies clients: signed by the cluster's authority, for client authentication. The name
 //! is in the common name (`system:node:NAME`); host names play no part.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use ketch_net::Cidr;
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -67,11 +70,14 @@ pub(crate) struct Named {
     pub(crate) name: String,
     /// Ranges it may send from; empty when the certificate does not limit them.
     pub(crate) ranges: Vec<Cidr>,
+    /// When the certificate ends.
+    pub(crate) expires: SystemTime,
 }
 
 /// Both directions of TLS for one identity.
 pub(crate) struct Tls {
     pub(crate) name: String,
+    pub(crate) expires: SystemTime,
     pub(crate) client: Arc<QuicClientConfig>,
     pub(crate) server: Arc<QuicServerConfig>,
 }
@@ -79,19 +85,28 @@ pub(crate) struct Tls {
 // === impl Identity ===
 
 impl Identity {
+    /// Time until the certificate ends; `None`: it has ended, or cannot be read.
+    pub fn left(&self) -> Option<Duration> {
+        let own = named(self.chain().ok()?.first()?).ok()?;
+        own.expires.duration_since(SystemTime::now()).ok()
+    }
+
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
+        let chain =
+            CertificateDer::pem_slice_iter(self.certificate.as_bytes()).collect::<Result<Vec<_>, _>>();
+        chain.map_err(|e| unreadable("certificate", &e))
+    }
+
     /// Configurations for both directions.
     pub(crate) fn tls(&self) -> Result<Tls, IdentityError> {
-        let pem = |what, cause: &dyn std::fmt::Display| IdentityError::Pem { what, cause: cause.to_string() };
-        let chain = CertificateDer::pem_slice_iter(self.certificate.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| pem("certificate", &e))?;
-        let own = chain.first().ok_or_else(|| pem("certificate", &"there is none"))?;
-        let name = named(own)?.name;
-        let key = || PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|e| pem("key", &e));
+        let chain = self.chain()?;
+        let own = chain.first().ok_or_else(|| unreadable("certificate", &"there is none"))?;
+        let Named { name, expires, .. } = named(own)?;
+        let key = || PrivateKeyDer::from_pem_slice(self.key.as_bytes()).map_err(|e| unreadable("key", &e));
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(self.authority.as_bytes()) {
-            let root = root.map_err(|e| pem("authority", &e))?;
-            roots.add(root).map_err(|e| pem("authority", &e))?;
+            let root = root.map_err(|e| unreadable("authority", &e))?;
+            roots.add(root).map_err(|e| unreadable("authority", &e))?;
         }
         let tls = |e: &dyn std::fmt::Display| IdentityError::Tls(e.to_string());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -103,6 +118,7 @@ impl Identity {
         let client = client(&provider, verifier, chain, key()?).map_err(|e| tls(&e))?;
         Ok(Tls {
             name,
+            expires,
             client: Arc::new(QuicClientConfig::try_from(client).map_err(|e| tls(&e))?),
             server: Arc::new(QuicServerConfig::try_from(server).map_err(|e| tls(&e))?),
         })
@@ -113,6 +129,10 @@ impl std::fmt::Debug for Identity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Identity").field("certificate", &self.certificate).finish_non_exhaustive()
     }
+}
+
+fn unreadable(what: &'static str, cause: &dyn std::fmt::Display) -> IdentityError {
+    IdentityError::Pem { what, cause: cause.to_string() }
 }
 
 fn server(
@@ -149,14 +169,19 @@ fn client(
 
 /// Reads the node's name and ranges out of a certificate that has been verified.
 pub(crate) fn named(certificate: &CertificateDer<'_>) -> Result<Named, IdentityError> {
-    let (_, parsed) = X509Certificate::from_der(certificate)
-        .map_err(|e| IdentityError::Pem { what: "certificate", cause: e.to_string() })?;
+    let (_, parsed) = X509Certificate::from_der(certificate).map_err(|e| unreadable("certificate", &e))?;
     let names: Vec<&str> = parsed.subject().iter_common_name().filter_map(|n| n.as_str().ok()).collect();
     // More than one common name would let readers disagree on who this is.
     let [common] = names.as_slice() else { return Err(IdentityError::Name(names.join(", "))) };
     let name = common.strip_prefix(NODE).filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| IdentityError::Name((*common).to_owned()))?;
-    Ok(Named { name: name.to_owned(), ranges: pod_ranges(&parsed) })
+    let end = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or_default();
+    let expires = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(end));
+    Ok(Named {
+        name: name.to_owned(),
+        ranges: pod_ranges(&parsed),
+        expires: expires.unwrap_or(SystemTime::UNIX_EPOCH),
+    })
 }
 
 fn pod_ranges(certificate: &X509Certificate<'_>) -> Vec<Cidr> {

@@ -1,6 +1,9 @@
 //! Settings of the QUIC connections between nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use quinn_proto::{
     AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig,
@@ -73,10 +76,18 @@ pub(crate) fn endpoint(payload: u16) -> EndpointConfig {
 }
 
 /// Settings for connections that peers open and for those that this node opens.
-pub(crate) fn sides(tls: &Tls, payload: u16) -> (ServerConfig, ClientConfig) {
+pub(crate) struct Sides {
+    pub(crate) server: ServerConfig,
+    pub(crate) client: ClientConfig,
+    /// When the certificate of both ends.
+    pub(crate) expires: SystemTime,
+}
+
+/// The settings of an identity.
+pub(crate) fn sides(tls: &Tls, payload: u16) -> Sides {
     let mut server = ServerConfig::with_crypto(Arc::clone(&tls.server) as Arc<_>);
     server.transport_config(transport(payload)).migration(true);
     let mut client = ClientConfig::new(Arc::clone(&tls.client) as Arc<_>);
     client.transport_config(transport(payload));
-    (server, client)
+    Sides { server, client, expires: tls.expires }
 }

@@ -82,11 +82,17 @@ where
 {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // The connection is driven here, and ends here.
-    tokio::pin!(connection);
-    tokio::select! {
-        response = sender.send_request(request) => Ok(response?.status().as_u16()),
-        end = &mut connection => Err(end.err().map_or_else(|| "the connection was closed".into(), Into::into)),
-    }
+    let response = sender.send_request(request);
+    tokio::pin!(connection, response);
+    let answered = tokio::select! {
+        answered = &mut response => answered,
+        end = &mut connection => {
+            end?;
+            // A server that closes after its answer: the answer is here, or it will never be.
+            response.await
+        }
+    };
+    Ok(answered?.status().as_u16())
 }
 
 /// A port by number, or by its name in the container.
@@ -107,4 +113,24 @@ pub(super) fn port_number(container: &core::Container, port: &IntOrString) -> Re
         .and_then(|n| u16::try_from(n).ok())
         .filter(|n| *n > 0)
         .ok_or_else(|| format!("invalid port: {}", text()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_closes_with_its_answer_has_answered() {
+        let (near, mut far) = tokio::io::duplex(4096);
+        let server = async {
+            assert!(far.read(&mut [0; 4096]).await.unwrap() > 0);
+            far.write_all(b"HTTP/1.0 503 Busy\r\n\r\n").await.unwrap();
+            drop(far);
+        };
+        let request = Request::get("/").body(Empty::new().map_err(|never| match never {}).boxed_unsync());
+        let (answered, ()) = tokio::join!(exchange(near, request.unwrap()), server);
+        assert_eq!(answered.unwrap(), 503);
+    }
 }

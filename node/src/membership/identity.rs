@@ -137,6 +137,7 @@ mod tests {
             quic_port: 6444,
             function_domain: "localhost".into(),
             version: "0.1.0".into(),
+            relay: None,
         };
         let given = Membership {
             authority: "A".into(),

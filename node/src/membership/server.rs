@@ -1,6 +1,6 @@
 //! Asking the server: requests to its own endpoints, and what their failures mean.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
@@ -13,6 +13,9 @@ use super::JoinError;
 
 /// Longest answer.
 const MAX_ANSWER: usize = 256 * 1024;
+
+/// Between questions to a server that is starting.
+const STARTING: Duration = Duration::from_millis(200);
 
 /// Where a server is: `https://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,9 +109,14 @@ impl Fault {
     }
 }
 
-/// How the cluster is set up.
+/// How the cluster is set up. A server that is starting is waited for.
 pub(super) async fn cluster(client: &kube::Client, server: &ServerAddress) -> Result<Cluster, JoinError> {
-    ask(client, Method::GET, CLUSTER_PATH, None, &()).await.map_err(|fault| fault.of_member(server))
+    loop {
+        match ask(client, Method::GET, CLUSTER_PATH, None, &()).await {
+            Err(Fault::Status(StatusCode::SERVICE_UNAVAILABLE, _)) => tokio::time::sleep(STARTING).await,
+            answer => return answer.map_err(|fault| fault.of_member(server)),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -36,20 +36,29 @@ pub(crate) struct Joins {
     pub(crate) pki: Arc<Pki>,
     /// With the server's own rights.
     pub(crate) client: kube::Client,
+    /// But for the relay, which is known when it is open.
     pub(crate) cluster: join::Cluster,
     pub(crate) pods: Ipv4Net,
     /// Life of a node's certificates.
     pub(crate) life: Duration,
-    /// One at a time. What this process keeps for its own node; `None`: that is not known yet.
-    pub(crate) reserved: Mutex<Option<Vec<Ipv4Net>>>,
+    /// One at a time; `None`: what is beside the server in this process is not known yet.
+    pub(crate) open: Mutex<Option<Open>>,
+}
+
+/// What nodes on other machines have to know of what is beside the server in its process.
+pub(crate) struct Open {
+    /// Pod addresses of its node.
+    pub(crate) reserved: Vec<Ipv4Net>,
+    /// Where nodes meet.
+    pub(crate) relay: Option<join::Relay>,
 }
 
 // === impl Joins ===
 
 impl Joins {
-    /// Lets nodes in from now on; their ranges overlap none of `reserved`.
-    pub(crate) async fn open(&self, reserved: Vec<Ipv4Net>) {
-        *self.reserved.lock().await = Some(reserved);
+    /// Lets nodes in from now on; their ranges overlap none of the reserved ones.
+    pub(crate) async fn open(&self, open: Open) {
+        *self.open.lock().await = Some(open);
     }
 
     /// Answers a request under `/ketch/v1/`.
@@ -73,7 +82,10 @@ impl Joins {
             (&Method::POST, join::RENEW_PATH) => {
                 Ok(answer(201, &self.renew(&user, read(body).await?).await?))
             }
-            (&Method::GET, join::CLUSTER_PATH) => Ok(answer(200, &self.cluster)),
+            (&Method::GET, join::CLUSTER_PATH) => {
+                let open = self.open.lock().await;
+                Ok(answer(200, &self.cluster(open.as_ref().ok_or_else(starting)?)))
+            }
             _ => Err(Status::no_resource()),
         }
     }
@@ -94,8 +106,8 @@ impl Joins {
         let name = &request.node_name;
         check_name(name)?;
         // Until the end: two nodes must not be given the same range.
-        let reserved = self.reserved.lock().await;
-        let reserved = reserved.as_deref().ok_or_else(|| Status::unavailable("the server is starting"))?;
+        let open = self.open.lock().await;
+        let open = open.as_ref().ok_or_else(starting)?;
         let nodes = Api::<Node>::all(self.client.clone());
         let known = nodes.list(&kube::api::ListParams::default()).await.map_err(|e| failed(&e))?.items;
         let own = known.iter().find(|node| node.metadata.name.as_deref() == Some(name));
@@ -105,11 +117,11 @@ impl Joins {
         let range = match own.and_then(|node| ranges::of(node).first().copied()) {
             Some(range) => range,
             None => {
-                let taken = known.iter().flat_map(ranges::of).chain(reserved.iter().copied());
+                let taken = known.iter().flat_map(ranges::of).chain(open.reserved.iter().copied());
                 ranges::free(self.pods, &taken.collect::<Vec<_>>()).ok_or_else(|| self.full())?
             }
         };
-        let membership = self.membership(&request, range)?;
+        let membership = self.membership(&request, range, open)?;
         self.auth.use_up_token(user).await?;
         if own.is_none() {
             nodes.create(&PostParams::default(), &object(name, range)).await.map_err(|e| failed(&e))?;
@@ -130,10 +142,20 @@ impl Joins {
                 format!("node \"{name}\" is not part of this cluster any more; join again with a token");
             Status::new(403, "Forbidden", text)
         })?;
-        self.membership(&request, range)
+        let open = self.open.lock().await;
+        self.membership(&request, range, open.as_ref().ok_or_else(starting)?)
     }
 
-    fn membership(&self, request: &join::Request, range: Ipv4Net) -> Result<join::Membership, Status> {
+    fn cluster(&self, open: &Open) -> join::Cluster {
+        join::Cluster { relay: open.relay.clone(), ..self.cluster.clone() }
+    }
+
+    fn membership(
+        &self,
+        request: &join::Request,
+        range: Ipv4Net,
+        open: &Open,
+    ) -> Result<join::Membership, Status> {
         let range = range.to_string();
         let (text, name) = (&request.signing_request, &request.node_name);
         let signed = self.pki.sign_node(text, name, &[&range], self.life);
@@ -145,7 +167,7 @@ impl Joins {
             gateway_certificate: signed.gateway,
             life_seconds: self.life.as_secs(),
             pod_range: range,
-            cluster: self.cluster.clone(),
+            cluster: self.cluster(open),
         })
     }
 
@@ -186,6 +208,10 @@ fn check_name(name: &str) -> Result<(), Status> {
             "\"{name}\" is not a name for a node; choose one with --node-name"
         ))),
     }
+}
+
+fn starting() -> Status {
+    Status::unavailable("the server is starting")
 }
 
 fn taken(name: &str) -> Status {

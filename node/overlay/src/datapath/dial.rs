@@ -1,10 +1,10 @@
 //! Which connections there are: dialing, choosing among several to one peer, and what is told of them.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use quinn_proto::ConnectionHandle;
 
-use super::{BUSY, Datapath, Notice, QUIET, link::Link, peers::Up, send::SEARCH};
+use super::{BUSY, Datapath, Notice, QUIET, life::Life, link::Link, peers::Up, send::SEARCH};
 use crate::{
     config::{Peer, PeerStatus, Reach},
     ranges::{Id, id, intersect},
@@ -27,6 +27,7 @@ impl Datapath {
         for handle in ends {
             self.close_link(handle, now, "no longer a peer");
         }
+        self.introduced.retain(|(a, b), _| !gone.contains(a) && !gone.contains(b));
         let handles: Vec<ConnectionHandle> = self.links.keys().copied().collect();
         for handle in handles {
             self.set_sources(handle);
@@ -48,7 +49,8 @@ impl Datapath {
     /// A handshake is finished: the certificate is good, and says who it is.
     pub(super) fn connected(&mut self, handle: ConnectionHandle, now: Instant) {
         let Some(link) = self.links.get_mut(&handle) else { return };
-        let name = link.identity().map(|named| named.name).unwrap_or_default();
+        let named = link.identity();
+        let name = named.as_ref().map(|named| named.name.clone()).unwrap_or_default();
         let peer = id(&name);
         if self.peers.get(peer).is_none_or(|node| node.peer.name != name) {
             tracing::info!(peer = name, address = %link.remote(), "refused an overlay connection: not a peer");
@@ -56,6 +58,8 @@ impl Datapath {
         }
         link.peer = Some(peer);
         link.since = Some(now);
+        let ends = named.map_or(self.expires, |named| named.expires.min(self.expires));
+        link.life = Some(Life::new(now, ends.duration_since(SystemTime::now()).unwrap_or_default()));
         tracing::debug!(peer = name, address = %link.remote(), "overlay connection is up");
         self.set_sources(handle);
         // One of the two closes what is left over, or each might close what the other uses.
@@ -104,21 +108,38 @@ impl Datapath {
 
     /// Dials, retires, reports. Returns the time until the next round.
     pub(super) fn round(&mut self, now: Instant) -> Duration {
-        let due = |link: &Link| link.retire.is_some_and(|at| at <= now) && link.is_up();
-        let ends: Vec<ConnectionHandle> =
-            self.links.iter().filter(|(_, link)| due(link)).map(|(handle, _)| *handle).collect();
-        for handle in ends {
-            self.close_link(handle, now, "replaced by a newer connection");
-        }
+        let replaced = |link: &Link| link.retire.is_some_and(|at| at <= now);
+        self.close_links(replaced, now, "replaced by a newer connection");
+        let over = |link: &Link| link.life.is_some_and(|life| life.is_over(now));
+        self.close_links(over, now, "a certificate has ended");
         let mut quiet =
             self.links.values().all(|link| link.since.is_some_and(|since| now > since + SEARCH * 2));
         for id in self.peers.ids() {
+            self.renew(id, now);
             quiet &= self.up(id) == Up::Direct;
             self.dial(id, now);
             self.report_mtu(id, now);
         }
         self.publish(self.peers.iter().map(|(_, node)| self.status(node)).collect());
         if quiet { QUIET } else { BUSY }
+    }
+
+    /// Closes links that are up.
+    fn close_links(&mut self, which: impl Fn(&Link) -> bool, now: Instant, why: &'static str) {
+        let chosen = self.links.iter().filter(|(_, link)| link.is_up() && which(link));
+        let ends: Vec<ConnectionHandle> = chosen.map(|(handle, _)| *handle).collect();
+        for handle in ends {
+            self.close_link(handle, now, why);
+        }
+    }
+
+    /// Has a peer dialed again whose link's certificates do not last for long.
+    fn renew(&mut self, id: Id, now: Instant) {
+        let Some(node) = self.peers.get_mut(id) else { return };
+        let link = node.active.and_then(|handle| self.links.get_mut(&handle));
+        if link.and_then(|link| link.life.as_mut()).is_some_and(|life| life.renew(now)) {
+            node.dial.again(now);
+        }
     }
 
     fn up(&self, id: Id) -> Up {

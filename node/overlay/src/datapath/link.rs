@@ -7,6 +7,7 @@ use ketch_net::Cidr;
 use quinn_proto::{Connection, Dir, SendDatagramError, StreamId, VarInt};
 use rustls::pki_types::CertificateDer;
 
+use super::life::Life;
 use crate::{
     identity::{Named, named},
     ranges::Id,
@@ -21,6 +22,8 @@ pub(super) struct Link {
     pub(super) peer: Option<Id>,
     /// When the handshake was finished.
     pub(super) since: Option<Instant>,
+    /// How long its certificates are good; `None` before the handshake.
+    pub(super) life: Option<Life>,
     /// Inner sources that are let through.
     pub(super) sources: Vec<Cidr>,
     /// When it is closed in favour of a newer one.
@@ -61,6 +64,7 @@ impl Link {
             conn,
             peer,
             since: None,
+            life: None,
             sources: Vec::new(),
             retire: None,
             timer: None,

@@ -6,6 +6,7 @@
 //! way back, `dial` decides which connections there are.
 
 mod dial;
+mod life;
 mod link;
 mod peers;
 mod receive;
@@ -15,7 +16,7 @@ use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError, mpsc},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::eventfd::{EfdFlags, EventFd},
 };
-use quinn_proto::{ClientConfig, ConnectionHandle, Endpoint, ServerConfig, VarInt};
+use quinn_proto::{ClientConfig, ConnectionHandle, Endpoint, VarInt};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
@@ -32,7 +33,7 @@ use crate::{
     device::Device,
     ranges::Id,
     socket::Socket,
-    transport,
+    transport::{self, Sides},
 };
 use link::Link;
 use peers::Peers;
@@ -45,7 +46,7 @@ pub(crate) enum Command {
     /// The peers are these.
     Peers(Vec<Peer>),
     /// Connections from now on are made with this identity.
-    Identity(Box<(ServerConfig, ClientConfig)>),
+    Identity(Box<Sides>),
     /// Close everything.
     Shutdown,
 }
@@ -67,7 +68,7 @@ pub(crate) type Board = Arc<Mutex<Vec<PeerStatus>>>;
 /// What a datapath is made of.
 pub(crate) struct Parts {
     pub(crate) name: String,
-    pub(crate) sides: (ServerConfig, ClientConfig),
+    pub(crate) sides: Sides,
     pub(crate) socket: Socket,
     pub(crate) device: Option<Device>,
     pub(crate) local: Vec<Cidr>,
@@ -84,6 +85,8 @@ pub(crate) struct Datapath {
     name: String,
     endpoint: Endpoint,
     client: ClientConfig,
+    /// When this node's certificate ends.
+    expires: SystemTime,
     socket: Socket,
     device: Option<Device>,
     local: Vec<Cidr>,
@@ -94,6 +97,8 @@ pub(crate) struct Datapath {
     board: Board,
     peers: Peers,
     links: HashMap<ConnectionHandle, Link>,
+    /// When two nodes that talk through this one were last told about each other.
+    introduced: HashMap<(Id, Id), Instant>,
     /// Links that may have something to do.
     queue: VecDeque<ConnectionHandle>,
     /// Inner packets for the device.
@@ -129,13 +134,14 @@ impl Wake {
 
 impl Datapath {
     pub(crate) fn new(parts: Parts) -> Self {
-        let (server, client) = parts.sides;
+        let Sides { server, client, expires } = parts.sides;
         let probing = !parts.socket.may_fragment();
         let config = Arc::new(transport::endpoint(parts.payload));
         Self {
             name: parts.name,
             endpoint: Endpoint::new(config, Some(Arc::new(server)), probing, None),
             client,
+            expires,
             socket: parts.socket,
             device: parts.device,
             local: parts.local,
@@ -146,6 +152,7 @@ impl Datapath {
             board: parts.board,
             peers: Peers::default(),
             links: HashMap::new(),
+            introduced: HashMap::new(),
             queue: VecDeque::new(),
             outbox: Vec::new(),
             tick: Instant::now(),
@@ -230,9 +237,8 @@ impl Datapath {
             match self.commands.try_recv() {
                 Ok(Command::Peers(list)) => self.set_peers(list, now),
                 Ok(Command::Identity(sides)) => {
-                    let (server, client) = *sides;
-                    self.endpoint.set_server_config(Some(Arc::new(server)));
-                    self.client = client;
+                    self.endpoint.set_server_config(Some(Arc::new(sides.server)));
+                    (self.client, self.expires) = (sides.client, sides.expires);
                 }
                 Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,

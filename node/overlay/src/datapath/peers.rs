@@ -39,6 +39,8 @@ pub(super) struct Peers {
 /// A peer.
 pub(super) struct Node {
     pub(super) peer: Peer,
+    /// Where the relay sees it, which is what its address translation made of its address.
+    seen: Option<SocketAddr>,
     /// The link that packets are sent on.
     pub(super) active: Option<ConnectionHandle>,
     pub(super) counters: Counters,
@@ -55,7 +57,7 @@ pub(super) struct Dial {
     lost: Instant,
     relay_next: Instant,
     attempt: u32,
-    /// Dial although a link is up: the addresses have changed.
+    /// Dial although a link is up: the addresses have changed, or its certificates end.
     forced: bool,
 }
 
@@ -105,12 +107,12 @@ impl Peers {
 impl Node {
     fn new(peer: Peer, own: &str, now: Instant) -> Self {
         let dial = Dial::new(own < peer.name.as_str(), now);
-        Self { peer, active: None, counters: Counters::default(), mtu: 0, dial }
+        Self { peer, seen: None, active: None, counters: Counters::default(), mtu: 0, dial }
     }
 
     fn update(mut self, peer: Peer, now: Instant) -> Self {
         if peer.addresses != self.peer.addresses {
-            self.dial.moved(now);
+            self.dial.again(now);
         }
         self.peer = peer;
         self
@@ -121,11 +123,22 @@ impl Node {
         self.peer.relay.as_deref().map(id)
     }
 
+    /// Takes the relay's word on where this peer is. Whether that is news.
+    pub(super) fn seen_at(&mut self, address: SocketAddr, now: Instant) -> bool {
+        let news = self.seen.replace(address) != Some(address);
+        if news {
+            self.dial.start_over(now);
+        }
+        news
+    }
+
     /// Where to dial at `now`, if at all; counts as an attempt.
     pub(super) fn dial(&mut self, now: Instant, up: Up) -> Option<SocketAddr> {
-        let count = u32::try_from(self.peer.addresses.len()).ok().filter(|count| *count > 0)?;
+        let seen = self.seen.filter(|seen| !self.peer.addresses.contains(seen));
+        let places: Vec<SocketAddr> = self.peer.addresses.iter().copied().chain(seen).collect();
+        let count = u32::try_from(places.len()).ok().filter(|count| *count > 0)?;
         let attempt = self.dial.attempt(now, up)?;
-        self.peer.addresses.get(usize::try_from(attempt % count).unwrap_or_default()).copied()
+        places.get(usize::try_from(attempt % count).unwrap_or_default()).copied()
     }
 }
 
@@ -156,10 +169,16 @@ impl Dial {
         *self = Self::new(first, now);
     }
 
-    fn moved(&mut self, now: Instant) {
+    /// What is up is to be replaced.
+    pub(super) fn again(&mut self, now: Instant) {
+        self.start_over(now);
+        self.forced = true;
+    }
+
+    /// There is something new to try.
+    fn start_over(&mut self, now: Instant) {
         self.attempt = 0;
         self.next = now;
-        self.forced = true;
     }
 
     /// The number of the attempt that is due.
@@ -178,7 +197,8 @@ impl Dial {
 
     /// Whether a relay is to be tried at `now`; counts as an attempt.
     pub(super) fn relay(&mut self, now: Instant, up: Up) -> bool {
-        if up != Up::Nothing || now < self.relay_next.max(self.lost + BEFORE_RELAY) {
+        let wanted = up == Up::Nothing || (up == Up::Relayed && self.forced);
+        if !wanted || now < self.relay_next.max(self.lost + BEFORE_RELAY) {
             return false;
         }
         self.relay_next = now + LONGEST_PAUSE;
@@ -221,6 +241,11 @@ mod tests {
         assert!(!dial.relay(start, Up::Nothing));
         assert!(dial.relay(start + BEFORE_RELAY, Up::Nothing));
         assert!(!dial.relay(start + BEFORE_RELAY, Up::Nothing), "one at a time");
+        let later = start + BEFORE_RELAY + LONGEST_PAUSE;
+        assert!(!dial.relay(later, Up::Relayed), "it is reached");
+        dial.again(later);
+        assert!(dial.relay(later, Up::Relayed), "the old one is to be replaced");
+        dial.reached();
         for _ in 0..10 {
             let due = dial.next;
             dial.attempt(due, Up::Relayed);

@@ -119,6 +119,7 @@ impl Datapath {
         match frame::read(message) {
             Some(Frame::Packet(packet)) => self.let_in(handle, peer, packet),
             Some(Frame::Forward(to, packet)) if self.forward => {
+                self.introduce(peer, to, now);
                 self.pass_on(to, frame::forwarded(peer, &packet));
             }
             // Only the relay that this node uses for a peer may speak for it.
@@ -127,6 +128,12 @@ impl Datapath {
             {
                 let origin = Origin { remote: virtual_address(from), local: None, ecn: None };
                 self.handle(now, origin, BytesMut::from(packet));
+            }
+            Some(Frame::Seen(id, address)) => {
+                let node = self.peers.get_mut(id).filter(|node| node.relay() == Some(peer));
+                if node.is_some_and(|node| node.seen_at(address, now)) {
+                    self.tick = now;
+                }
             }
             Some(Frame::Forward(..) | Frame::Forwarded(..)) | None => {}
         }

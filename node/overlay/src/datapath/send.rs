@@ -20,6 +20,9 @@ use crate::{
 /// an ICMP error would make the sender remember a size that grows within milliseconds.
 pub(super) const SEARCH: Duration = Duration::from_secs(2);
 
+/// Between words to two nodes about each other; address translations keep what nobody answers for 30 s.
+const INTRODUCTION: Duration = Duration::from_secs(5);
+
 /// Packets of this size must get through relays, however small their own path: QUIC knows no smaller one.
 const QUIC_MIN: usize = 1200;
 
@@ -73,6 +76,23 @@ impl Datapath {
         if let Some(link) = self.links.get_mut(&handle).filter(|link| !link.is_relayed()) {
             send_relayed(link, message);
             self.enqueue(handle);
+        }
+    }
+
+    /// Tells two nodes that talk through this relay where it sees them: if both then dial each other at the same
+    /// time, each opens its own firewall or address translation for the other.
+    pub(super) fn introduce(&mut self, a: Id, b: Id, now: Instant) {
+        let pair = (a.min(b), a.max(b));
+        if self.introduced.get(&pair).is_some_and(|last| now < *last + INTRODUCTION) {
+            return;
+        }
+        self.introduced.insert(pair, now);
+        for (to, about) in [(a, b), (b, a)] {
+            let handle = self.peers.get(about).and_then(|node| node.active);
+            let link = handle.and_then(|handle| self.links.get(&handle)).filter(|link| !link.is_relayed());
+            if let Some(address) = link.map(Link::remote) {
+                self.pass_on(to, frame::seen(about, address));
+            }
         }
     }
 

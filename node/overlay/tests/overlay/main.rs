@@ -11,6 +11,7 @@
 
 mod faults;
 mod paths;
+mod renewal;
 mod rig;
 mod security;
 mod traffic;

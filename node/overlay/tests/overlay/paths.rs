@@ -91,49 +91,96 @@ fn ipv6_pods_over_ipv6() {
 }
 
 /// Two nodes behind address translation of their own, and a relay that both reach.
+struct Apart {
+    a: Ns,
+    b: Ns,
+    hub: Ns,
+    // Between them; gone with this.
+    _nats: [Ns; 2],
+    authority: Authority,
+}
+
+impl Apart {
+    /// `masquerade`: how ports are translated, as nft has it.
+    fn new(masquerade: &str) -> Self {
+        let [a, b, nat_a, nat_b, hub] = ["a", "b", "na", "nb", "hub"].map(Ns::new);
+        cable(&nat_a, &a, ("in", "eth0"), "192.168.7", 1500);
+        cable(&nat_b, &b, ("in", "eth0"), "192.168.7", 1500);
+        cable(&hub, &nat_a, ("to-a", "out"), "198.51.100", 1500);
+        cable(&hub, &nat_b, ("to-b", "out"), "203.0.113", 1500);
+        for ns in [&a, &b] {
+            ns.ip("route add default via 192.168.7.1");
+        }
+        for (nat, via) in [(&nat_a, "198.51.100.1"), (&nat_b, "203.0.113.1")] {
+            nat.ip(&format!("route add default via {via}"));
+            nat.exec(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+            nat.exec(&[
+                "nft",
+                &format!(
+                    "add table ip nat; add chain ip nat post {{ type nat hook postrouting priority 100; }}; \
+                 add rule ip nat post oifname out {masquerade}; \
+                 add chain ip nat in {{ type filter hook input priority 0; }}; \
+                 add rule ip nat in iifname out ct state new drop"
+                ),
+            ]);
+        }
+        hub.exec(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+        Self { a, b, hub, _nats: [nat_a, nat_b], authority: Authority::new() }
+    }
+
+    /// The relay and both nodes.
+    fn start(&self) -> [Node; 3] {
+        // What the cluster knows of the nodes are addresses that mean nothing outside their network.
+        let (mut alpha, mut beta) = (peer("alpha", &["192.168.7.2"], 1), peer("beta", &["192.168.7.2"], 2));
+        alpha.relay = Some("hub".into());
+        beta.relay = Some("hub".into());
+        let hub_for = |address: &str| {
+            let addresses = vec![format!("{address}:6444").parse().unwrap()];
+            Peer { name: "hub".into(), addresses, ranges: Vec::new(), relay: None }
+        };
+        let identity = |name| self.authority.node(name, &[]);
+        let config = OverlayConfig::relay(identity("hub"), "0.0.0.0:6444".parse().unwrap());
+        let relay = Node::launch(&self.hub, config, vec![alpha.clone(), beta.clone()]).unwrap();
+        let on_a = Node::start(&self.a, identity("alpha"), 1, vec![beta, hub_for("198.51.100.1")]);
+        let on_b = Node::start(&self.b, identity("beta"), 2, vec![alpha, hub_for("203.0.113.1")]);
+        [relay, on_a, on_b]
+    }
+}
+
 #[test]
 fn nodes_behind_nat_meet_through_a_relay() {
     if !able() {
         return;
     }
-    let [a, b, nat_a, nat_b, hub] = ["a", "b", "na", "nb", "hub"].map(Ns::new);
-    cable(&nat_a, &a, ("in", "eth0"), "192.168.7", 1500);
-    cable(&nat_b, &b, ("in", "eth0"), "192.168.7", 1500);
-    cable(&hub, &nat_a, ("to-a", "out"), "198.51.100", 1500);
-    cable(&hub, &nat_b, ("to-b", "out"), "203.0.113", 1500);
-    for ns in [&a, &b] {
-        ns.ip("route add default via 192.168.7.1");
-    }
-    for (nat, via) in [(&nat_a, "198.51.100.1"), (&nat_b, "203.0.113.1")] {
-        nat.ip(&format!("route add default via {via}"));
-        nat.exec(&["sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
-        let rules = "add table ip nat; add chain ip nat post { type nat hook postrouting priority 100; }; \
-                     add rule ip nat post oifname out masquerade";
-        nat.exec(&["nft", rules]);
-    }
-    let authority = Authority::new();
-    // What the cluster knows of the nodes are addresses that mean nothing outside their network.
-    let (mut alpha, mut beta) = (peer("alpha", &["192.168.7.2"], 1), peer("beta", &["192.168.7.2"], 2));
-    alpha.relay = Some("hub".into());
-    beta.relay = Some("hub".into());
-    let hub_for = |address: &str| {
-        let addresses = vec![format!("{address}:6444").parse().unwrap()];
-        Peer { name: "hub".into(), addresses, ranges: Vec::new(), relay: None }
-    };
-    let config = OverlayConfig::relay(authority.node("hub", &[]), "0.0.0.0:6444".parse().unwrap());
-    let relay = Node::launch(&hub, config, vec![alpha.clone(), beta.clone()]).unwrap();
-    let on_a = Node::start(&a, authority.node("alpha", &[]), 1, vec![beta, hub_for("198.51.100.1")]);
-    let on_b = Node::start(&b, authority.node("beta", &[]), 2, vec![alpha, hub_for("203.0.113.1")]);
+    // A port of its own for each target: what the relay sees is of no use to others.
+    let apart = Apart::new("masquerade random");
+    let [relay, on_a, on_b] = apart.start();
     on_a.reaches("beta", |reach| *reach == Reach::Relayed("hub".into()));
     on_b.reaches("alpha", |reach| *reach == Reach::Relayed("hub".into()));
-    let (near, far) = (a.udp("10.90.1.1:0"), b.udp("10.90.2.1:0"));
+    let (near, far) = (apart.a.udp("10.90.1.1:0"), apart.b.udp("10.90.2.1:0"));
     ping(&near, &far, LONG);
     ping(&far, &near, LONG);
-    transfer(&a, (&b, pod(2)), 5_000_000);
-    transfer(&b, (&a, pod(1)), 5_000_000);
+    transfer(&apart.a, (&apart.b, pod(2)), 5_000_000);
+    transfer(&apart.b, (&apart.a, pod(1)), 5_000_000);
     // The relay has no pods, and nothing it carries is for it to read.
     assert_eq!(relay.status("alpha").unwrap().counters, ketch_overlay::Counters::default());
     // Without the relay they are apart.
     drop(relay);
     until("the loss is noticed", LONG, || on_a.status("beta").filter(|s| s.reach == Reach::Nothing));
+}
+
+#[test]
+fn nodes_behind_nat_find_the_direct_way() {
+    if !able() {
+        return;
+    }
+    let apart = Apart::new("masquerade");
+    let [relay, on_a, on_b] = apart.start();
+    let direct = |network: &'static str| move |reach: &Reach| matches!(reach, Reach::Direct(at) if at.ip().to_string().starts_with(network));
+    on_a.reaches("beta", direct("203.0.113."));
+    on_b.reaches("alpha", direct("198.51.100."));
+    // What they have found needs the relay no more.
+    drop(relay);
+    transfer(&apart.a, (&apart.b, pod(2)), 5_000_000);
+    transfer(&apart.b, (&apart.a, pod(1)), 5_000_000);
 }

@@ -7,7 +7,7 @@ use std::{
     process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ketch_net::Cidr;
@@ -145,12 +145,22 @@ impl Authority {
         self.identity(&format!("system:node:{name}"), certified)
     }
 
+    /// A node's identity whose certificate ends `life` from now, give or take a second.
+    pub fn brief(&self, name: &str, life: Duration) -> Identity {
+        self.sign(&format!("system:node:{name}"), &[], SystemTime::now() + life)
+    }
+
     pub fn identity(&self, common: &str, certified: &[&str]) -> Identity {
+        self.sign(common, certified, SystemTime::now() + Duration::from_secs(86_400))
+    }
+
+    fn sign(&self, common: &str, certified: &[&str], end: SystemTime) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, common);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after = end.into();
         for range in certified {
             let uri = format!("ketch://pod-range/{range}");
             params.subject_alt_names.push(SanType::URI(uri.try_into().unwrap()));
@@ -175,9 +185,15 @@ pub fn pod(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 90, number, 1)
 }
 
+/// What an overlay in a namespace is asked.
+enum Ask {
+    Status(oneshot::Sender<Vec<PeerStatus>>),
+    Become(Identity),
+}
+
 /// An overlay that runs in a namespace.
 pub struct Node {
-    asks: mpsc::UnboundedSender<oneshot::Sender<Vec<PeerStatus>>>,
+    asks: mpsc::UnboundedSender<Ask>,
     pub peers: watch::Sender<Vec<Peer>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -204,8 +220,13 @@ impl Node {
 
     pub fn status(&self, name: &str) -> Option<PeerStatus> {
         let (reply, answer) = oneshot::channel();
-        self.asks.send(reply).unwrap();
+        self.asks.send(Ask::Status(reply)).unwrap_or_else(|_| panic!("the overlay has ended"));
         answer.blocking_recv().unwrap().into_iter().find(|status| status.name == name)
+    }
+
+    /// Uses another certificate from now on.
+    pub fn becomes(&self, identity: Identity) {
+        self.asks.send(Ask::Become(identity)).unwrap_or_else(|_| panic!("the overlay has ended"));
     }
 
     /// Waits until `name` is reached in a way that `good` accepts.
@@ -240,14 +261,17 @@ impl Drop for Node {
 async fn serve(
     config: OverlayConfig,
     peers: watch::Receiver<Vec<Peer>>,
-    mut asks: mpsc::UnboundedReceiver<oneshot::Sender<Vec<PeerStatus>>>,
+    mut asks: mpsc::UnboundedReceiver<Ask>,
     started: std::sync::mpsc::Sender<Result<(), OverlayError>>,
 ) {
     match Overlay::start(config, peers).await {
         Ok(overlay) => {
             started.send(Ok(())).unwrap();
-            while let Some(reply) = asks.recv().await {
-                let _ = reply.send(overlay.status());
+            while let Some(ask) = asks.recv().await {
+                match ask {
+                    Ask::Status(reply) => drop(reply.send(overlay.status())),
+                    Ask::Become(identity) => overlay.set_identity(&identity).unwrap(),
+                }
             }
             overlay.shutdown().await;
         }

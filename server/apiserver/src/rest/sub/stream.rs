@@ -127,6 +127,9 @@ fn handed_over(call: &Call, client: OnUpgrade, mut answer: Response) -> Response
             }
         });
     }
+    // That header is about one connection. The node's may say that it closes, which is not the client's: Go's
+    // client then takes the answer for none.
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     answer
 }
 
