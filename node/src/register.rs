@@ -222,13 +222,11 @@ impl Registration {
         let missing = self.context.containers().is_none().then(|| self.context.no_containers());
         let mut conditions = facts.conditions();
         conditions.push(host::runtimes(missing.as_deref(), &versions, &limitations));
-        let mut images: Vec<(String, String)> = self.context.images.known();
-        images.sort();
-        images.truncate(IMAGES);
-        let images = images.into_iter().map(|(reference, digest)| core::ContainerImage {
-            names: Some(vec![host::with_digest(&reference, &digest), reference]),
-            size_bytes: None,
-        });
+        let images =
+            self.context.images.present().into_iter().take(IMAGES).map(|image| core::ContainerImage {
+                size_bytes: i64::try_from(image.size).ok(),
+                names: Some(names(image.names, &image.digest)),
+            });
         let mut addresses: Vec<core::NodeAddress> = (self.options.addresses.iter())
             .map(|ip| core::NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_string() })
             .collect();
@@ -250,6 +248,14 @@ impl Registration {
         let names = self.options.runtimes.iter().flat_map(|entry| &entry.handlers);
         names.map(|name| core::NodeRuntimeHandler { name: Some(name.clone()), features: None }).collect()
     }
+}
+
+/// An image's names, by digest first, as upstream.
+fn names(mut names: Vec<String>, digest: &str) -> Vec<String> {
+    let mut all: Vec<String> = names.iter().map(|name| host::with_digest(name, digest)).collect();
+    all.append(&mut names);
+    all.dedup();
+    all
 }
 
 fn ready(conditions: &[core::NodeCondition]) -> Option<&str> {

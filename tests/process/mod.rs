@@ -3,6 +3,7 @@
 mod bad_input;
 mod containers;
 mod crash;
+mod credentials;
 mod first_light;
 mod full_disk;
 mod isolation;

@@ -75,6 +75,7 @@ pub(crate) async fn start(
         control_plane: vec![server.api_addr, server.ui_addr, server.quic_addr],
         api: ApiAddress { host: server.api_addr.ip().to_string(), port: server.api_addr.port() },
         containerd: options.containerd.clone(),
+        registries: options.registries.clone(),
         dns: options.dns_addr,
     };
     let machine = Machine::start(membership, front).await?;

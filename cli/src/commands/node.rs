@@ -129,6 +129,7 @@ async fn start(
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
         api: ApiAddress { host: server.host().to_owned(), port: server.port() },
         containerd: options.containerd.clone(),
+        registries: options.registries.clone(),
         overlay: Some((overlay_identity(&options.data_dir), options.quic_addr)),
         relay: false,
         dns: options.dns_addr,
