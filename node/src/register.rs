@@ -7,9 +7,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use ketch_api::k8s::{
-    api::{coordination::v1 as coordination, core::v1 as core},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+use ketch_api::{
+    k8s::{
+        api::{coordination::v1 as coordination, core::v1 as core},
+        apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    },
+    volume::DIRECTORY_ANNOTATION,
 };
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use tokio_util::sync::CancellationToken;
@@ -99,7 +102,9 @@ impl Registration {
     /// Brings labels of the object up to date, or makes it.
     async fn register(&mut self) -> Result<(), kube::Error> {
         let labels = self.labels();
-        let annotations: BTreeMap<String, String> = self.options.annotations.iter().cloned().collect();
+        let mut annotations: BTreeMap<String, String> = self.options.annotations.iter().cloned().collect();
+        let volumes = crate::volumes::claimed(&self.context.root);
+        annotations.insert(DIRECTORY_ANNOTATION.to_owned(), volumes.to_string_lossy().into_owned());
         let node = core::Node {
             metadata: ObjectMeta {
                 name: Some(self.options.name.clone()),
