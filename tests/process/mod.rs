@@ -17,3 +17,4 @@ mod python;
 mod registry;
 mod streams;
 mod traces;
+mod volumes;
