@@ -18,6 +18,7 @@ pub mod selector;
 pub mod status;
 pub mod strategy;
 pub mod validation;
+pub mod volume;
 pub mod wasm;
 
 pub use status::Status;

@@ -68,6 +68,9 @@ pub(crate) struct Flags {
     /// Days the certificates of nodes are valid; they are renewed at two thirds [default: 90].
     #[arg(long, env = "KETCH_NODE_CERT_DAYS", value_name = "DAYS")]
     node_cert_days: Option<f64>,
+    /// How registries are reached, by host; in the file only.
+    #[arg(skip)]
+    registries: ketch_node::RegistryHosts,
     /// File with the same keys [default: config.toml in the data directory, when it exists].
     #[arg(long, env = "KETCH_CONFIG", value_name = "FILE")]
     #[serde(skip)]
@@ -103,6 +106,9 @@ pub(crate) struct Options {
     #[serde(skip)]
     pub(crate) token: Option<String>,
     pub(crate) node_cert_days: f64,
+    // A table: TOML has it after every value.
+    #[serde(skip_serializing_if = "ketch_node::RegistryHosts::is_empty")]
+    pub(crate) registries: ketch_node::RegistryHosts,
 }
 
 impl Options {
@@ -145,6 +151,7 @@ impl Flags {
         let pod_cidr = cidr(all.pod_cidr, "pod-cidr", pods)?;
         let service_cidr = cidr(all.service_cidr, "service-cidr", services)?;
         apart(&pod_cidr, &service_cidr)?;
+        ketch_node::check_registries(&all.registries).map_err(|why| unusable("registries", why))?;
         Ok(Options {
             data_dir: std::path::absolute(data_dir)?,
             api_addr: address(all.api_addr, "api-addr", api)?,
@@ -166,6 +173,7 @@ impl Flags {
             server: all.server,
             token: all.token,
             node_cert_days: days(all.node_cert_days.unwrap_or(90.0))?,
+            registries: all.registries,
         })
     }
 
@@ -186,6 +194,7 @@ impl Flags {
             server: self.server.or(file.server),
             token: self.token.or(file.token),
             node_cert_days: self.node_cert_days.or(file.node_cert_days),
+            registries: file.registries,
             config: None,
             print_config: self.print_config,
         }
@@ -365,6 +374,21 @@ mod tests {
         let options = resolve(flags).unwrap();
         assert_eq!(options.http_addr.to_string(), "0.0.0.0:9000");
         assert_eq!(options.api_addr.to_string(), "0.0.0.0:7000");
+    }
+
+    #[test]
+    fn the_file_says_how_registries_are_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |text: &str| {
+            std::fs::write(dir.path().join("config.toml"), text).unwrap();
+            resolve(Flags { data_dir: Some(dir.path().into()), ..Flags::default() })
+        };
+        let options = write("[registries.\"docker.io\"]\nmirrors = [\"https://m.example\"]\n").unwrap();
+        assert_eq!(options.registries["docker.io"].mirrors, ["https://m.example"]);
+        assert!(toml::to_string_pretty(&options).unwrap().contains("[registries.\"docker.io\"]"));
+        let error = write("[registries.\"docker.io\"]\nmirrors = [\"m.example\"]\n").unwrap_err();
+        assert!(error.is::<Unusable>() && error.to_string().contains("m.example"), "{error}");
+        assert!(write("[registries.\"docker.io\"]\nmirror = [\"https://m\"]\n").is_err());
     }
 
     #[test]

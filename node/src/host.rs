@@ -236,7 +236,8 @@ pub(crate) fn with_digest(reference: &str, digest: &str) -> String {
     format!("{}@{digest}", tag.and_then(|at| base.get(..at)).unwrap_or(base))
 }
 
-fn disk(path: &Path) -> (u64, u64) {
+/// Bytes of the file system that `path` is on: all there are, and those that are free.
+pub(crate) fn disk(path: &Path) -> (u64, u64) {
     match nix::sys::statvfs::statvfs(path) {
         Ok(stat) => (stat.blocks() * stat.fragment_size(), stat.blocks_available() * stat.fragment_size()),
         Err(_) => (0, 0),

@@ -35,7 +35,10 @@ mod worker;
 mod writer;
 
 pub use agent::Node;
-pub use images::{Identity, LocalRegistry, Registries};
+pub use images::{
+    Identity, Keyring, LocalRegistry, PodImages, Registries, RegistryHost, RegistryHosts, Wanted,
+    check_registries,
+};
 pub use isolation::PolicyRules;
 pub use ketch_dns as dns;
 pub use ketch_gateway as gateway;

@@ -3,9 +3,9 @@
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use ketch_net::Cidr;
-use ketch_runtime::{ImageSource, Runtime};
+use ketch_runtime::Runtime;
 
-use crate::network::ClusterNetwork;
+use crate::{images::PodImages, network::ClusterNetwork};
 
 /// A runtime and the runtime class names that force it.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ pub struct NodeOptions {
     /// Runtimes that are missing, for the messages of pods that need them.
     pub unavailable: Vec<Unavailable>,
     /// Where images come from.
-    pub images: Arc<dyn ImageSource>,
+    pub images: Arc<dyn PodImages>,
     /// The network that the runtimes dial through; Services for environments are looked up there.
     pub network: Option<Arc<ClusterNetwork>>,
     /// Range of pod addresses on this node; see [`PodRanges`](ketch_net::PodRanges) for its two halves.

@@ -7,9 +7,12 @@ use std::{
 };
 
 use jiff::Timestamp;
-use ketch_api::k8s::{
-    api::{coordination::v1 as coordination, core::v1 as core},
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+use ketch_api::{
+    k8s::{
+        api::{coordination::v1 as coordination, core::v1 as core},
+        apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference},
+    },
+    volume::DIRECTORY_ANNOTATION,
 };
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use tokio_util::sync::CancellationToken;
@@ -99,7 +102,9 @@ impl Registration {
     /// Brings labels of the object up to date, or makes it.
     async fn register(&mut self) -> Result<(), kube::Error> {
         let labels = self.labels();
-        let annotations: BTreeMap<String, String> = self.options.annotations.iter().cloned().collect();
+        let mut annotations: BTreeMap<String, String> = self.options.annotations.iter().cloned().collect();
+        let volumes = crate::volumes::claimed(&self.context.root);
+        annotations.insert(DIRECTORY_ANNOTATION.to_owned(), volumes.to_string_lossy().into_owned());
         let node = core::Node {
             metadata: ObjectMeta {
                 name: Some(self.options.name.clone()),
@@ -222,13 +227,11 @@ impl Registration {
         let missing = self.context.containers().is_none().then(|| self.context.no_containers());
         let mut conditions = facts.conditions();
         conditions.push(host::runtimes(missing.as_deref(), &versions, &limitations));
-        let mut images: Vec<(String, String)> = self.context.images.known();
-        images.sort();
-        images.truncate(IMAGES);
-        let images = images.into_iter().map(|(reference, digest)| core::ContainerImage {
-            names: Some(vec![host::with_digest(&reference, &digest), reference]),
-            size_bytes: None,
-        });
+        let images =
+            self.context.images.present().into_iter().take(IMAGES).map(|image| core::ContainerImage {
+                size_bytes: i64::try_from(image.size).ok(),
+                names: Some(names(image.names, &image.digest)),
+            });
         let mut addresses: Vec<core::NodeAddress> = (self.options.addresses.iter())
             .map(|ip| core::NodeAddress { type_: "InternalIP".to_owned(), address: ip.to_string() })
             .collect();
@@ -250,6 +253,14 @@ impl Registration {
         let names = self.options.runtimes.iter().flat_map(|entry| &entry.handlers);
         names.map(|name| core::NodeRuntimeHandler { name: Some(name.clone()), features: None }).collect()
     }
+}
+
+/// An image's names, by digest first, as upstream.
+fn names(mut names: Vec<String>, digest: &str) -> Vec<String> {
+    let mut all: Vec<String> = names.iter().map(|name| host::with_digest(name, digest)).collect();
+    all.append(&mut names);
+    all.dedup();
+    all
 }
 
 fn ready(conditions: &[core::NodeCondition]) -> Option<&str> {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,8 @@ use ketch_api::{
     names::ROOT_CA_CONFIG_MAP,
 };
 use kube::api::{Api, PostParams};
+
+use crate::images::Keyring;
 
 /// What a ConfigMap or Secret holds, by key.
 pub(crate) type Data = BTreeMap<String, Vec<u8>>;
@@ -104,6 +106,25 @@ impl Sources {
     fn recall(&self, key: &Key) -> Option<Option<Data>> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.get(key).filter(|(at, _)| at.elapsed() < FRESH).map(|(_, data)| data.clone())
+    }
+
+    /// What the pod's `imagePullSecrets` hold, and the names of those that are no help.
+    pub(crate) async fn keyring(&self, pod: &core::Pod) -> (Arc<Keyring>, Vec<String>) {
+        let (mut keyring, mut missing) = (Keyring::default(), Vec::new());
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let secrets = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        for name in secrets.map(|secret| secret.name.clone()).filter(|name| !name.is_empty()) {
+            let added = match self.read(Kind::Secret, namespace, &name, true).await {
+                Ok(Some(data)) => keyring.add(&data).map_err(str::to_owned),
+                Ok(None) => Err("it does not exist".to_owned()),
+                Err(error) => Err(error),
+            };
+            if let Err(why) = added {
+                tracing::debug!(namespace, secret = name, why, "a secret for images is no help");
+                missing.push(name);
+            }
+        }
+        (Arc::new(keyring), missing)
     }
 
     /// A token of the pod's service account, bound to the pod; a new one when the one there was is due at

@@ -72,6 +72,9 @@ fn unit() -> Result<()> {
 }
 
 fn integration() -> Result<()> {
+    if tools::registry().is_none() {
+        say("    Debian's docker-registry cannot be had here: registries with passwords are not tested");
+    }
     crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]))?;
     match tools::oldest_kubectl() {
         Some(kubectl) => {

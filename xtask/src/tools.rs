@@ -32,17 +32,27 @@ pub fn packages(wanted: &[(&str, &str)]) -> Result<()> {
 /// The oldest kubectl that has to work, Debian's, beside whatever the machine has. `None`: this is no
 /// Debian, or its package cannot be had.
 pub fn oldest_kubectl() -> Option<std::path::PathBuf> {
-    let dir = tools_dir().join("oldest-kubectl");
-    let kubectl = dir.join("usr/bin/kubectl");
-    if kubectl.is_file() {
-        return Some(kubectl);
+    beside("oldest-kubectl", "kubernetes-client", "usr/bin/kubectl")
+}
+
+/// A registry with passwords, for tests; not installed, because Debian's package would start it.
+pub fn registry() -> Option<std::path::PathBuf> {
+    beside("docker-registry", "docker-registry", "usr/bin/docker-registry")
+}
+
+/// A program of a Debian package that is unpacked into the directory of tools instead of being installed.
+fn beside(name: &str, package: &str, path: &str) -> Option<std::path::PathBuf> {
+    let dir = tools_dir().join(name);
+    let program_path = dir.join(path);
+    if program_path.is_file() {
+        return Some(program_path);
     }
     std::fs::create_dir_all(&dir).ok()?;
-    run(program("apt-get").args(["download", "-qq", "kubernetes-client"]).current_dir(&dir)).ok()?;
+    run(program("apt-get").args(["download", "-qq", package]).current_dir(&dir)).ok()?;
     let mut files = std::fs::read_dir(&dir).ok()?.flatten().map(|entry| entry.path());
     let package = files.find(|path| path.extension().is_some_and(|extension| extension == "deb"))?;
     run(program("dpkg-deb").arg("--extract").args([&package, &dir])).ok()?;
-    kubectl.is_file().then_some(kubectl)
+    program_path.is_file().then_some(program_path)
 }
 
 fn as_root(name: &str) -> std::process::Command {

@@ -18,6 +18,7 @@ mod rbac;
 mod replica_set;
 mod service;
 mod small;
+mod storage;
 mod workload;
 
 use crate::strategy::{DynStrategy, Strategy, Typed};
@@ -31,6 +32,8 @@ pub fn all() -> Vec<Box<dyn DynStrategy>> {
         erased(event::CoreEvents),
         erased(namespace::Namespaces),
         erased(node::Nodes),
+        erased(storage::Claims),
+        erased(storage::Volumes),
         erased(pod::Pods),
         erased(service::Services),
         erased(small::ServiceAccounts),
@@ -43,6 +46,7 @@ pub fn all() -> Vec<Box<dyn DynStrategy>> {
         erased(ingress::IngressClasses),
         erased(network_policy::NetworkPolicies),
         erased(small::RuntimeClasses),
+        erased(storage::Classes),
         erased(rbac::ClusterRoleBindings),
         erased(rbac::ClusterRoles),
         erased(rbac::RoleBindings),

@@ -78,6 +78,7 @@ pub(crate) async fn start(
         address: machine::address_towards(machine::OUTSIDE),
         control_plane: vec![server.api_addr, endpoint, server.ui_addr, server.quic_addr],
         containerd: options.containerd.clone(),
+        registries: options.registries.clone(),
         dns: options.dns_addr,
     };
     let machine = Machine::start(membership, front).await?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ketch_api::names::{FORWARDS_LABEL, WASM_RUNTIME_CLASS, WASM_RUNTIME_CLASS_ALIASES};
 use ketch_node::{
     ApiAddress, Cidr, ClusterNetwork, IdentitySource, LocalRegistry, NetworkConfig, Node, NodeOptions,
-    NodeOverlay, OverlayOptions, PodRanges, PolicyRules, Registries, RelayHost, RuntimeEntry,
+    NodeOverlay, OverlayOptions, PodRanges, PolicyRules, Registries, RegistryHosts, RelayHost, RuntimeEntry,
     dns::Namespaces,
     gateway::{self, Bind, Gateway, GatewayOptions},
 };
@@ -48,6 +48,8 @@ pub(crate) struct Membership {
     pub(crate) control_plane: Vec<SocketAddr>,
     /// Who runs containers.
     pub(crate) containerd: Choice,
+    /// How other registries are reached.
+    pub(crate) registries: RegistryHosts,
     /// Who this node is to other nodes, and where they reach it; `None`: it has no others.
     pub(crate) overlay: Option<(IdentitySource, SocketAddr)>,
     /// Whether nodes that cannot reach each other may use this one.
@@ -232,7 +234,10 @@ fn start_node(
         runtimes: runtimes.entries(),
         unavailable: runtimes.missing(),
         dns: dns.for_pods().map(|address| vec![address]),
-        images: Arc::new(Registries::new(LocalRegistry::Client(membership.client.clone()))),
+        images: Arc::new(Registries::new(
+            LocalRegistry::Client(membership.client.clone()),
+            membership.registries.clone(),
+        )),
         network: Some(network.clone()),
         pod_cidr: range,
         addresses: vec![membership.address],

@@ -128,6 +128,7 @@ async fn start(
         address: machine::address_towards(addresses.first().map_or(machine::OUTSIDE, SocketAddr::ip)),
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
         containerd: options.containerd.clone(),
+        registries: options.registries.clone(),
         overlay: Some((overlay_identity(&options.data_dir), options.quic_addr)),
         forward: false,
         relay: cluster.relay.as_ref().map(|relay| RelayHost {

@@ -290,6 +290,10 @@ impl Runtime for OciRuntime {
         self.images.pull(reference, source).await
     }
 
+    async fn remove_image(&self, reference: &str, digest: &str) -> Result<(), Error> {
+        self.images.remove(reference, digest).await
+    }
+
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
         let mut attempt = 0;
         for old in self.sandboxes_of(&pod.id).await? {

@@ -80,6 +80,15 @@ impl Cache {
         _ = fs::remove_file(mac_path(path));
     }
 
+    /// Removes what was compiled from a binary, for this engine and for earlier ones.
+    pub(crate) fn forget(&self, digest: &str) {
+        let prefix = format!("{digest}-");
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)) {
+            self.discard(&entry.path());
+        }
+    }
+
     fn lock(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(locks.entry(digest.to_owned()).or_default())

@@ -152,6 +152,19 @@ impl Images {
             .map_err(|error| Error::Internal(format!("cannot write {}: {error}", path.display())))
     }
 
+    /// Forgets an image; its binary, when no other image has it: the caller removes what was made of that.
+    pub(crate) fn remove(&self, digest: &str) -> io::Result<Option<Stored>> {
+        let (Some(path), Some(stored)) = (self.path(digest), self.get(digest)) else { return Ok(None) };
+        fs::remove_file(path)?;
+        let entries = fs::read_dir(self.dir.join("images"))?.flatten();
+        let read = |path: PathBuf| serde_json::from_slice::<Stored>(&fs::read(path).ok()?).ok();
+        if entries.filter_map(|entry| read(entry.path())).any(|other| other.wasm == stored.wasm) {
+            return Ok(None);
+        }
+        fs::remove_file(self.blob(&stored.wasm))?;
+        Ok(Some(stored))
+    }
+
     fn path(&self, digest: &str) -> Option<PathBuf> {
         Some(self.dir.join("images").join(format!("{}.json", sha256_of(digest)?)))
     }
@@ -236,6 +249,13 @@ mod tests {
         images.put(&digest, &stored).unwrap();
         assert_eq!(images.get(&digest), None);
         fs::write(images.blob(&stored.wasm), "x").unwrap();
-        assert_eq!(images.get(&digest), Some(stored));
+        assert_eq!(images.get(&digest), Some(stored.clone()));
+
+        let twin = format!("sha256:{}", "ef".repeat(32));
+        images.put(&twin, &stored).unwrap();
+        assert_eq!(images.remove(&digest).unwrap(), None);
+        assert_eq!(images.get(&twin), Some(stored.clone()), "it has the same binary");
+        assert_eq!(images.remove(&twin).unwrap(), Some(stored.clone()));
+        assert!(!images.blob(&stored.wasm).exists() && images.remove(&twin).unwrap().is_none());
     }
 }

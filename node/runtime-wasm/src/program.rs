@@ -78,6 +78,11 @@ impl Programs {
         self.load(&stored.wasm, &images.blob(&stored.wasm)).await
     }
 
+    /// Removes what was compiled from a binary that is not needed any more.
+    pub(crate) fn forget(&self, digest: &str) {
+        self.cache.forget(digest);
+    }
+
     /// The program compiled from `wasm`, whose hexadecimal SHA-256 is `digest`.
     pub(crate) async fn load(self: &Arc<Self>, digest: &str, wasm: &Path) -> Result<Arc<Program>, Error> {
         if let Some(program) = self.loaded().get(digest).and_then(Weak::upgrade) {

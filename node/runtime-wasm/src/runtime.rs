@@ -415,6 +415,19 @@ impl Runtime for WasmRuntime {
         Ok(images::image(reference, &digest, stored.size))
     }
 
+    async fn remove_image(&self, _reference: &str, digest: &str) -> Result<(), Error> {
+        let Some(stored) = self.images.get(digest) else { return Ok(()) };
+        if self.lock().containers.values().any(|container| container.stored.wasm == stored.wasm) {
+            return Ok(());
+        }
+        let removed = self.images.remove(digest);
+        let removed = removed.map_err(|error| Error::Internal(format!("remove image {digest}: {error}")))?;
+        if let Some(stored) = removed {
+            self.programs.forget(&stored.wasm);
+        }
+        Ok(())
+    }
+
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
         let mut state = self.lock();
         let new = |sandbox| {

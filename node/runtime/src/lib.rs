@@ -460,6 +460,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Idempotent, and quick when present.
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error>;
 
+    /// Removes the image that `reference` was pulled as, with manifest `digest`. Its other names go too; what other
+    /// images share with it stays. The caller knows that no container needs it. Unknown ones are fine.
+    async fn remove_image(&self, _reference: &str, _digest: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Makes what a pod's containers share. Idempotent: of a pod that exists it says again what it made.
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error>;
 

@@ -8,6 +8,7 @@ use ketch_api::k8s::api::core::v1 as core;
 use super::{Done, sandbox, title, uid};
 use crate::{
     context::{Context, Report, WASM},
+    images::Wanted,
     kind::{Content, Kind, Known, content},
     machine::{Failure, Outcome},
     placement::Placement,
@@ -110,8 +111,11 @@ async fn contents(context: &Context, pod: &core::Pod, placement: &Placement) -> 
             (one.image.as_deref().unwrap_or_default(), policy)
         })
         .collect();
+    // With a runtime class nobody asks: it decides.
+    let wanted = Wanted { keyring: context.sources.keyring(pod).await.0, native: false };
     let look = async |(image, policy): (&str, &str)| {
-        let read = placement.manifest(&context.images.with_policy(policy), image).await;
+        let source = context.images.source(policy, &wanted);
+        let read = placement.manifest(&source, image).await;
         read.map_or(Content::Unknown, |manifest| content(&manifest.bytes))
     };
     join_all(images.into_iter().map(look)).await

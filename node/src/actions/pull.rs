@@ -8,6 +8,7 @@ use ketch_runtime::{Error, Image};
 use super::{Done, reference};
 use crate::{
     context::{Context, Report, WASM},
+    images::Wanted,
     kind::{Content, Kind, content},
     machine::{Failure, Unit},
     placement::Placement,
@@ -51,12 +52,21 @@ async fn try_pull(
     let image = unit.container.image.as_deref().unwrap_or_default();
     let policy = unit.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
     let begun = Instant::now();
-    let source = context.images.with_policy(policy);
+    let (keyring, missing) = context.sources.keyring(pod).await;
+    let forced = context.forced_runtime(pod)?;
+    let wanted = Wanted { keyring, native: forced.is_some_and(|runtime| runtime != WASM) };
+    let source = context.images.source(policy, &wanted);
     let present = placement.is_present(&source, image);
+    if !missing.is_empty() {
+        let text = format!(
+            "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+            missing.join(", ")
+        );
+        context.event(pod, None, Report::warning("FailedToRetrieveImagePullSecret", text));
+    }
     if !present {
         context.event(pod, reference(unit), Report::normal("Pulling", format!("Pulling image \"{image}\"")));
     }
-    let forced = context.forced_runtime(pod)?;
     let manifest = placement.manifest(&source, image).await;
     let choice =
         Choice { forced, class: class(pod), kind: placement.kind(), containers: context.containers() };

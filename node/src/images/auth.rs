@@ -1,26 +1,39 @@
-//! The registries' anonymous token flow. Pure.
+//! What registries ask for before they answer: a token from elsewhere, or a password. Pure.
 //!
 //! Source: <https://distribution.github.io/distribution/spec/auth/token/>
 
 use http::{HeaderMap, header};
 
+/// What a 401 asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// A token.
+    Bearer(Bearer),
+    /// A user and a password.
+    Basic,
+}
+
 /// Where to get a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Challenge {
+pub(super) struct Bearer {
     pub(super) realm: String,
     service: Option<String>,
     scope: Option<String>,
 }
 
 impl Challenge {
-    /// The Bearer challenge of a 401.
+    /// The challenge of a 401, a token rather than a password.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
         let texts = headers.get_all(header::WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
-        texts.into_iter().find_map(Self::parse)
+        let challenges: Vec<Self> = texts.filter_map(Self::parse).collect();
+        challenges.iter().find(|one| **one != Self::Basic).or_else(|| challenges.first()).cloned()
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let (scheme, rest) = text.split_once(' ')?;
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
+        }
         if !scheme.eq_ignore_ascii_case("bearer") {
             return None;
         }
@@ -29,9 +42,12 @@ impl Challenge {
             let value = rest.get(at + name.len() + 2..)?;
             value.split_once('"').map(|(value, _)| value.to_owned())
         };
-        Some(Self { realm: value("realm")?, service: value("service"), scope: value("scope") })
+        let (realm, service, scope) = (value("realm")?, value("service"), value("scope"));
+        Some(Self::Bearer(Bearer { realm, service, scope }))
     }
+}
 
+impl Bearer {
     /// The address that gives a token to pull from `repository`.
     pub(super) fn url(&self, repository: &str) -> String {
         let scope = self.scope.clone().unwrap_or_else(|| format!("repository:{repository}:pull"));
@@ -39,6 +55,16 @@ impl Challenge {
         url.query_pairs_mut().extend_pairs(self.service.iter().map(|service| ("service", service)));
         url.query_pairs_mut().append_pair("scope", &scope);
         url.into()
+    }
+
+    /// Body of the request that turns a refresh token into one to pull from `repository`.
+    pub(super) fn form(&self, repository: &str, identity: &str) -> String {
+        let scope = self.scope.clone().unwrap_or_else(|| format!("repository:{repository}:pull"));
+        url::form_urlencoded::Serializer::new(String::new())
+            .extend_pairs([("grant_type", "refresh_token"), ("client_id", "ketch"), ("scope", &scope)])
+            .extend_pairs(self.service.iter().map(|service| ("service", service.as_str())))
+            .append_pair("refresh_token", identity)
+            .finish()
     }
 }
 
@@ -57,14 +83,29 @@ mod tests {
     #[test]
     fn a_challenge_says_where_to_get_a_token() {
         let text = r#"Bearer realm="https://auth.example.com/token",service="registry.example.com",scope="repository:a/b:pull""#;
-        let challenge = Challenge::parse(text).unwrap();
+        let bearer = |text: &str| match Challenge::parse(text) {
+            Some(Challenge::Bearer(bearer)) => bearer,
+            other => panic!("{other:?}"),
+        };
+        let challenge = bearer(text);
+        assert_eq!(
+            challenge.form("a/b", "t&k"),
+            "grant_type=refresh_token&client_id=ketch&scope=repository%3Aa%2Fb%3Apull&\
+             service=registry.example.com&refresh_token=t%26k"
+        );
         assert_eq!(
             challenge.url("a/b"),
             "https://auth.example.com/token?service=registry.example.com&scope=repository%3Aa%2Fb%3Apull"
         );
-        let bare = Challenge::parse(r#"Bearer realm="https://x/t""#).unwrap();
+        let bare = bearer(r#"Bearer realm="https://x/t""#);
         assert_eq!(bare.url("a"), "https://x/t?scope=repository%3Aa%3Apull");
-        assert_eq!(Challenge::parse(r#"Basic realm="x""#), None);
+        assert_eq!(Challenge::parse(r#"Basic realm="x""#), Some(Challenge::Basic));
+        assert_eq!(Challenge::parse("Negotiate"), None);
+        let mut headers = HeaderMap::new();
+        for value in [r#"Basic realm="x""#, text] {
+            headers.append(header::WWW_AUTHENTICATE, value.parse().unwrap());
+        }
+        assert_eq!(Challenge::of(&headers), Some(Challenge::Bearer(challenge)));
         assert_eq!(token(br#"{"access_token":"t"}"#).as_deref(), Some("t"));
         assert_eq!(token(b"{\"token\":\"a\\nb\"}"), None);
     }

@@ -2,19 +2,31 @@
 //! was resolved before needs no registry.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use ketch_runtime::{Error, ImageSource, Manifest};
 use sha2::{Digest, Sha256};
 
+use super::{PodImages, Wanted, collect::Present};
+
 /// Remembers, on disk, which manifest each reference had.
 #[derive(Clone)]
 pub(crate) struct PolicyImages {
-    source: Arc<dyn ImageSource>,
+    images: Arc<dyn PodImages>,
     directory: PathBuf,
+    /// What the directory says, by reference and by what it is wanted for.
+    known: Arc<Mutex<BTreeMap<(String, bool), Known>>>,
+}
+
+/// What of a manifest is asked for often.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    digest: String,
+    size: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +39,9 @@ enum Policy {
 /// A source that follows one container's pull policy.
 pub(crate) struct PolicySource {
     images: PolicyImages,
+    source: Arc<dyn ImageSource>,
+    /// See [`Wanted::native`].
+    native: bool,
     policy: Policy,
     /// A reference whose manifest was read already.
     read: Option<(String, Manifest)>,
@@ -35,55 +50,112 @@ pub(crate) struct PolicySource {
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Remembered {
     reference: String,
+    #[serde(default)]
+    native: bool,
     digest: String,
     manifest: String,
 }
 
 impl PolicyImages {
-    /// Over `source`, remembering in `directory`.
-    pub(crate) fn new(source: Arc<dyn ImageSource>, directory: PathBuf) -> Self {
-        Self { source, directory }
+    /// Over `images`, remembering in `directory`.
+    pub(crate) fn new(images: Arc<dyn PodImages>, directory: PathBuf) -> Self {
+        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
+        let read = |path: PathBuf| serde_json::from_slice::<Remembered>(&std::fs::read(path).ok()?).ok();
+        let all = entries.filter_map(|entry| read(entry.path())).map(|one| {
+            let size = size(one.manifest.as_bytes());
+            ((one.reference, one.native), Known { digest: one.digest, size })
+        });
+        let known = Arc::new(Mutex::new(all.collect()));
+        Self { images, directory, known }
     }
 
-    /// The source for a container with this `imagePullPolicy`.
-    pub(crate) fn with_policy(&self, policy: &str) -> PolicySource {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<(String, bool), Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The source for a container with this `imagePullPolicy`. An image that is on the machine is anybody's,
+    /// whatever credentials it took, as upstream has it.
+    pub(crate) fn source(&self, policy: &str, wanted: &Wanted) -> PolicySource {
         let policy = match policy {
             "Always" => Policy::Always,
             "Never" => Policy::Never,
             _ => Policy::IfNotPresent,
         };
-        PolicySource { images: self.clone(), policy, read: None }
+        let source = self.images.with(wanted);
+        PolicySource { source, native: wanted.native, images: self.clone(), policy, read: None }
     }
 
-    /// References that were resolved, for the node's status.
-    pub(crate) fn known(&self) -> Vec<(String, String)> {
-        let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
-        let read = |path: PathBuf| serde_json::from_slice::<Remembered>(&std::fs::read(path).ok()?).ok();
-        entries.filter_map(|entry| read(entry.path())).map(|one| (one.reference, one.digest)).collect()
+    /// Images that were resolved, the largest first.
+    pub(crate) fn present(&self) -> Vec<Present> {
+        let mut images: BTreeMap<String, Present> = BTreeMap::new();
+        for ((reference, _), Known { digest, size }) in &*self.known() {
+            let fresh = || Present { digest: digest.clone(), names: Vec::new(), size: *size };
+            let names = &mut images.entry(digest.clone()).or_insert_with(fresh).names;
+            if names.last() != Some(reference) {
+                names.push(reference.clone());
+            }
+        }
+        let mut images: Vec<Present> = images.into_values().collect();
+        images.sort_by(|a, b| b.size.cmp(&a.size).then_with(|| a.names.cmp(&b.names)));
+        images
     }
 
-    fn file(&self, reference: &str) -> PathBuf {
-        let name: String = Sha256::digest(reference).iter().map(|byte| format!("{byte:02x}")).collect();
+    /// Forgets an image that is gone.
+    pub(crate) fn forget(&self, digest: &str) {
+        let gone: Vec<(String, bool)> =
+            self.known().iter().filter(|(_, one)| one.digest == digest).map(|(key, _)| key.clone()).collect();
+        for (reference, native) in gone {
+            if let Err(error) = std::fs::remove_file(self.file(&reference, native)) {
+                tracing::debug!(reference, %error, "a manifest was not forgotten");
+            }
+            self.known().remove(&(reference, native));
+        }
+    }
+
+    fn file(&self, reference: &str, native: bool) -> PathBuf {
+        let key = if native { format!("{reference} for containers") } else { reference.to_owned() };
+        let name: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
         self.directory.join(name)
     }
 
-    fn recall(&self, reference: &str) -> Option<Manifest> {
+    fn recall(&self, reference: &str, native: bool) -> Option<Manifest> {
         let remembered: Remembered =
-            serde_json::from_slice(&std::fs::read(self.file(reference)).ok()?).ok()?;
+            serde_json::from_slice(&std::fs::read(self.file(reference, native)).ok()?).ok()?;
         Some(Manifest { digest: remembered.digest, bytes: remembered.manifest.into() })
     }
 
-    fn remember(&self, reference: &str, manifest: &Manifest) -> std::io::Result<()> {
+    fn remember(&self, reference: &str, native: bool, manifest: &Manifest) -> std::io::Result<()> {
         let remembered = Remembered {
             reference: reference.to_owned(),
+            native,
             digest: manifest.digest.clone(),
             manifest: String::from_utf8_lossy(&manifest.bytes).into_owned(),
         };
-        let file = self.file(reference);
+        let file = self.file(reference, native);
         let temporary = file.with_extension(format!("{:x}.tmp", std::process::id()));
         std::fs::write(&temporary, serde_json::to_vec(&remembered)?)?;
-        std::fs::rename(&temporary, &file)
+        std::fs::rename(&temporary, &file)?;
+        let known = Known { digest: manifest.digest.clone(), size: size(&manifest.bytes) };
+        self.known().insert((reference.to_owned(), native), known);
+        Ok(())
     }
+}
+
+/// Bytes of what a manifest names.
+fn size(manifest: &[u8]) -> u64 {
+    #[derive(Default, serde::Deserialize)]
+    struct Part {
+        #[serde(default)]
+        size: u64,
+    }
+    #[derive(Default, serde::Deserialize)]
+    #[serde(default)]
+    struct Document {
+        config: Part,
+        layers: Vec<Part>,
+    }
+    let document: Document = serde_json::from_slice(manifest).unwrap_or_default();
+    document.layers.iter().fold(document.config.size, |sum, layer| sum.saturating_add(layer.size))
 }
 
 impl PolicySource {
@@ -99,7 +171,7 @@ impl PolicySource {
 
     /// Whether no registry will be asked for the reference's manifest.
     pub(crate) fn is_present(&self, reference: &str) -> bool {
-        self.policy != Policy::Always && self.images.file(reference).exists()
+        self.policy != Policy::Always && self.images.file(reference, self.native).exists()
     }
 }
 
@@ -114,7 +186,7 @@ impl ImageSource for PolicySource {
         // A digest names the same bytes for ever.
         let fixed = reference.contains("@sha256:");
         if (self.policy != Policy::Always || fixed)
-            && let Some(manifest) = self.images.recall(reference)
+            && let Some(manifest) = self.images.recall(reference, self.native)
         {
             return Ok(manifest);
         }
@@ -124,8 +196,8 @@ impl ImageSource for PolicySource {
             );
             return Err(Error::Pull(text));
         }
-        let manifest = self.images.source.manifest(reference).await?;
-        if let Err(error) = self.images.remember(reference, &manifest) {
+        let manifest = self.source.manifest(reference).await?;
+        if let Err(error) = self.images.remember(reference, self.native, &manifest) {
             tracing::debug!(reference, %error, "a manifest could not be remembered");
         }
         Ok(manifest)
@@ -138,10 +210,76 @@ impl ImageSource for PolicySource {
             );
             return Err(Error::Pull(text));
         }
-        self.images.source.blob(reference, digest, size, path).await
+        self.source.blob(reference, digest, size, path).await
     }
 
     fn prefers_present(&self) -> bool {
         self.policy != Policy::Always
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every tag leads to the manifest of that moment.
+    struct Moving(Mutex<u64>);
+
+    #[async_trait]
+    impl ImageSource for Moving {
+        async fn manifest(&self, _: &str) -> Result<Manifest, Error> {
+            let n = *self.0.lock().unwrap();
+            let bytes =
+                format!(r#"{{"config":{{"size":{n}}},"layers":[{{"size":10}},{{"size":5}}]}}"#).into();
+            Ok(Manifest { digest: format!("sha256:{n}"), bytes })
+        }
+
+        async fn blob(&self, _: &str, _: &str, _: u64, _: &Path) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    struct Registry(Arc<Moving>);
+
+    #[async_trait]
+    impl ImageSource for Registry {
+        async fn manifest(&self, reference: &str) -> Result<Manifest, Error> {
+            self.0.manifest(reference).await
+        }
+
+        async fn blob(&self, _: &str, _: &str, _: u64, _: &Path) -> Result<(), Error> {
+            Ok(())
+        }
+    }
+
+    impl PodImages for Registry {
+        fn with(&self, _: &Wanted) -> Arc<dyn ImageSource> {
+            Arc::clone(&self.0) as Arc<dyn ImageSource>
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tag_that_moved_is_followed_where_the_policy_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let moving = Arc::new(Moving(Mutex::new(1)));
+        let images = PolicyImages::new(Arc::new(Registry(Arc::clone(&moving))), dir.path().to_owned());
+        let read = async |policy: &str| {
+            let source = images.source(policy, &Wanted::default());
+            source.manifest("web:1").await.map(|manifest| manifest.digest)
+        };
+        assert!(read("Never").await.unwrap_err().to_string().contains("ErrImageNeverPull"));
+        assert_eq!(read("IfNotPresent").await.unwrap(), "sha256:1");
+        *moving.0.lock().unwrap() = 2;
+        assert_eq!(read("IfNotPresent").await.unwrap(), "sha256:1");
+        assert_eq!(read("Never").await.unwrap(), "sha256:1");
+        assert_eq!(read("Always").await.unwrap(), "sha256:2");
+        assert_eq!(read("IfNotPresent").await.unwrap(), "sha256:2", "the tag means the new one now");
+        let present =
+            |digest: &str, size| Present { digest: digest.into(), names: vec!["web:1".into()], size };
+        assert_eq!(images.present(), [present("sha256:2", 17)]);
+        let again = PolicyImages::new(Arc::new(Registry(moving)), dir.path().to_owned());
+        assert_eq!(again.present(), images.present(), "a restart forgets nothing");
+        again.forget("sha256:2");
+        assert!(again.present().is_empty() && !again.source("Never", &Wanted::default()).is_present("web:1"));
     }
 }

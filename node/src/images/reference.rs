@@ -3,6 +3,9 @@
 use ketch_api::names::REGISTRY_HOST;
 use ketch_runtime::Error;
 
+/// The registry that a reference without one means.
+pub(super) const DOCKER_HUB: &str = "docker.io";
+
 /// `HOST/REPOSITORY[:TAG][@DIGEST]` with Docker's defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reference {
@@ -31,8 +34,8 @@ impl Reference {
             Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => {
                 (first, path.to_owned())
             }
-            Some(_) => ("docker.io", name.to_owned()),
-            None => ("docker.io", format!("library/{name}")),
+            Some(_) => (DOCKER_HUB, name.to_owned()),
+            None => (DOCKER_HUB, format!("library/{name}")),
         };
         if !is_host(host) {
             return Err(invalid("a registry is a host name with an optional port"));
@@ -69,14 +72,6 @@ impl Reference {
     /// The digest it asks for, if it names one.
     pub(super) fn digest(&self) -> Option<&str> {
         Some(self.version.as_str()).filter(|version| is_digest(version))
-    }
-
-    /// Scheme and authority to connect to. Registries on this machine are asked in plain text.
-    pub(super) fn endpoint(&self) -> (bool, String) {
-        let name = self.host.split(':').next().unwrap_or_default();
-        let plain = name == "localhost" || name.ends_with(".localhost") || name.starts_with("127.");
-        let host = if self.host == "docker.io" { "registry-1.docker.io" } else { &self.host };
-        (!plain, host.to_owned())
     }
 
     /// As messages say it.
@@ -121,19 +116,6 @@ mod tests {
             ["", "UPPER", "a//b", "a:b:c/d", "web:", "web@sha256:1", "web: x", "../x", "ketch.local/", "a/b@"]
         {
             assert!(Reference::parse(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn only_this_machines_registries_are_asked_in_plain_text() {
-        for (text, expected) in [
-            ("nginx", (true, "registry-1.docker.io")),
-            ("127.0.0.1:5000/x", (false, "127.0.0.1:5000")),
-            ("localhost:5000/x", (false, "localhost:5000")),
-            ("localhost.example.com/x", (true, "localhost.example.com")),
-        ] {
-            let (tls, host) = Reference::parse(text).unwrap().endpoint();
-            assert_eq!((tls, host.as_str()), expected, "{text}");
         }
     }
 }

@@ -18,7 +18,10 @@ use tokio::io::AsyncWriteExt;
 use tower::ServiceExt;
 
 use super::{
-    auth::{self, Challenge},
+    PodImages, Wanted,
+    auth::{self, Bearer, Challenge},
+    hosts::{self, Endpoint, RegistryHosts},
+    keyring::Credential,
     reference::{Reference, is_digest},
     transport::Transport,
 };
@@ -33,6 +36,12 @@ const ACCEPT: &str = "application/vnd.oci.image.manifest.v1+json, application/vn
 const REDIRECTS: usize = 5;
 /// Longest silence of a registry.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a mirror may take to answer before the next one is asked.
+const MIRROR_PATIENCE: Duration = Duration::from_secs(5);
+const SILENT: &str = "the registry did not answer in time";
+/// Most bytes of an error that are read, and most characters of it that are shown.
+const WORDS_LIMIT: usize = 64 << 10;
+const WORDS: usize = 200;
 /// How long a token is used; registries promise at least 60 s.
 const TOKEN_LIFE: Duration = Duration::from_secs(55);
 
@@ -48,104 +57,191 @@ pub enum LocalRegistry {
     Client(kube::Client),
 }
 
-/// Images from the built-in registry (`ketch.local/…`) and any other (anonymously).
+/// Images from the built-in registry (`ketch.local/…`) and any other.
+#[derive(Clone)]
 pub struct Registries {
+    shared: Arc<Shared>,
+    wanted: Wanted,
+}
+
+struct Shared {
     local: LocalRegistry,
+    hosts: RegistryHosts,
     transport: Transport,
-    tokens: Mutex<HashMap<String, (String, Instant)>>,
+    /// What was accepted last, by place and credential.
+    authorizations: Mutex<HashMap<String, (String, Instant)>>,
 }
 
 impl Registries {
-    /// Images from `local`, and from other registries over HTTPS.
-    pub fn new(local: LocalRegistry) -> Self {
-        Self { local, transport: Transport::default(), tokens: Mutex::default() }
+    /// Images from `local`, and from other registries as `hosts` says, over HTTPS where it says nothing.
+    pub fn new(local: LocalRegistry, hosts: RegistryHosts) -> Self {
+        let shared =
+            Shared { local, hosts, transport: Transport::default(), authorizations: Mutex::default() };
+        Self { shared: Arc::new(shared), wanted: Wanted::default() }
     }
 
     /// The answer to a GET of `path` under the reference's repository.
     async fn get(&self, reference: &Reference, path: &str) -> Result<Response<Body>, Error> {
         let path = format!("/v2/{}/{path}", reference.repository);
-        let asked = async {
-            if reference.is_local() {
-                self.get_local(&path).await
-            } else {
-                self.get_remote(reference, &path).await
-            }
+        let asked = match reference.is_local() {
+            true => self.get_local(&path).await,
+            false => self.get_remote(reference, &path).await,
         };
-        match tokio::time::timeout(PATIENCE, asked).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(message)) => Err(Error::Pull(format!("{}: {message}", reference.title()))),
-            Err(_) => Err(Error::Pull(format!("{}: the registry did not answer in time", reference.title()))),
-        }
+        asked.map_err(|message| Error::Pull(format!("{}: {message}", reference.title())))
     }
 
     async fn get_local(&self, path: &str) -> Result<Response<Body>, String> {
         let request = |builder: http::request::Builder| builder.uri(path).header(header::ACCEPT, ACCEPT);
-        match &self.local {
-            LocalRegistry::Router(router, identity) => {
-                let mut request =
-                    request(Request::builder()).body(Body::empty()).map_err(|error| error.to_string())?;
-                identity(request.extensions_mut());
-                router.clone().oneshot(request).await.map_err(|never| match never {})
+        let asked = async {
+            match &self.shared.local {
+                LocalRegistry::Router(router, identity) => {
+                    let mut request =
+                        request(Request::builder()).body(Body::empty()).map_err(|error| error.to_string())?;
+                    identity(request.extensions_mut());
+                    router.clone().oneshot(request).await.map_err(|never| match never {})
+                }
+                LocalRegistry::Client(client) => {
+                    let request = request(Request::builder()).body(kube::client::Body::empty());
+                    let request = request.map_err(|error| error.to_string())?;
+                    let response = client.send(request).await.map_err(|error| error.to_string())?;
+                    Ok(response.map(Body::new))
+                }
             }
-            LocalRegistry::Client(client) => {
-                let request = request(Request::builder()).body(kube::client::Body::empty());
-                let request = request.map_err(|error| error.to_string())?;
-                let response = client.send(request).await.map_err(|error| error.to_string())?;
-                Ok(response.map(Body::new))
-            }
-        }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(SILENT.to_owned()))
     }
 
+    /// Asks the registry's mirrors, then itself: what it says counts.
     async fn get_remote(&self, reference: &Reference, path: &str) -> Result<Response<Body>, String> {
-        let (tls, host) = reference.endpoint();
-        let url = format!("{}://{host}{path}", if tls { "https" } else { "http" });
-        let scope = format!("{host}/{}", reference.repository);
-        let response = self.follow(&url, self.token(&scope)).await?;
+        let endpoints = hosts::endpoints(&self.shared.hosts, &reference.host)?;
+        let Some((registry, mirrors)) = endpoints.split_last() else { return Err(SILENT.to_owned()) };
+        for mirror in mirrors {
+            let asked = tokio::time::timeout(MIRROR_PATIENCE, self.ask(mirror, reference, path)).await;
+            let why = match asked {
+                Ok(Ok(response)) if response.status().is_success() => return Ok(response),
+                Ok(Ok(response)) => response.status().to_string(),
+                Ok(Err(error)) => error,
+                Err(_) => SILENT.to_owned(),
+            };
+            tracing::debug!(
+                image = reference.title(),
+                mirror = mirror.host,
+                why,
+                "a mirror does not have an image"
+            );
+        }
+        let asked = tokio::time::timeout(PATIENCE, self.ask(registry, reference, path)).await;
+        asked.unwrap_or_else(|_| Err(SILENT.to_owned()))
+    }
+
+    /// Asks with each credential for the place until one is let in; without any as nobody.
+    async fn ask(
+        &self,
+        place: &Endpoint,
+        reference: &Reference,
+        path: &str,
+    ) -> Result<Response<Body>, String> {
+        let url = place.url.join(path).map_err(|error| error.to_string())?;
+        let mut credentials: Vec<Option<&Credential>> =
+            self.wanted.keyring.of(&place.host, &reference.repository).into_iter().map(Some).collect();
+        let last = credentials.pop().unwrap_or_default();
+        for credential in credentials {
+            match self.ask_as(credential, &url, reference).await {
+                Ok(response) if !is_denied(response.status()) => return Ok(response),
+                _ => {}
+            }
+        }
+        self.ask_as(last, &url, reference).await
+    }
+
+    async fn ask_as(
+        &self,
+        credential: Option<&Credential>,
+        url: &url::Url,
+        reference: &Reference,
+    ) -> Result<Response<Body>, String> {
+        let who = credential.map(Credential::fingerprint).unwrap_or_default();
+        let key = format!("{} {} {who}", url.origin().ascii_serialization(), reference.repository);
+        let response = self.follow(url, self.authorization(&key)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        let Some(challenge) = Challenge::of(response.headers()) else { return Ok(response) };
-        let token = self.ask_token(&challenge, &reference.repository, tls).await?;
-        self.keep_token(scope, &token);
-        self.follow(&url, Some(token)).await
-    }
-
-    fn keep_token(&self, scope: String, token: &str) {
-        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.retain(|_, (_, at)| at.elapsed() < TOKEN_LIFE);
-        tokens.insert(scope, (token.to_owned(), Instant::now()));
-    }
-
-    fn token(&self, scope: &str) -> Option<String> {
-        let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(scope).filter(|(_, at)| at.elapsed() < TOKEN_LIFE).map(|(token, _)| token.clone())
-    }
-
-    async fn ask_token(&self, challenge: &Challenge, repository: &str, tls: bool) -> Result<String, String> {
-        let url = challenge.url(repository);
-        if tls && !url.starts_with("https://") {
-            return Err(format!("the registry sends for a token to {url}, which is not HTTPS"));
+        let authorization = match (Challenge::of(response.headers()), credential) {
+            (Some(Challenge::Bearer(bearer)), _) => {
+                let secure = url.scheme() == "https";
+                let token = self.ask_token(&bearer, &reference.repository, secure, credential).await?;
+                format!("Bearer {token}")
+            }
+            (Some(Challenge::Basic), Some(credential)) => credential.basic(),
+            _ => return Ok(response),
+        };
+        let answer = self.follow(url, Some(authorization.clone())).await?;
+        if !is_denied(answer.status()) {
+            self.keep_authorization(key, authorization);
         }
-        let response = self.follow(&url, None).await?;
+        Ok(answer)
+    }
+
+    fn keep_authorization(&self, key: String, authorization: String) {
+        let mut kept = self.shared.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|_, (_, at)| at.elapsed() < TOKEN_LIFE);
+        kept.insert(key, (authorization, Instant::now()));
+    }
+
+    fn authorization(&self, key: &str) -> Option<String> {
+        let kept = self.shared.authorizations.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.get(key).filter(|(_, at)| at.elapsed() < TOKEN_LIFE).map(|(text, _)| text.clone())
+    }
+
+    async fn ask_token(
+        &self,
+        bearer: &Bearer,
+        repository: &str,
+        secure: bool,
+        credential: Option<&Credential>,
+    ) -> Result<String, String> {
+        let realm = url::Url::parse(&bearer.realm).map_err(|error| format!("{}: {error}", bearer.realm))?;
+        if secure && realm.scheme() != "https" {
+            return Err(format!("the registry sends for a token to {realm}, which is not HTTPS"));
+        }
+        let response = match credential.and_then(|credential| credential.identity.as_ref()) {
+            Some(identity) => {
+                let request = Request::post(realm.as_str())
+                    .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(Body::from(bearer.form(repository, identity)));
+                let request = request.map_err(|error| error.to_string())?;
+                self.shared.transport.send(&realm, request).await?
+            }
+            None => {
+                let url = url::Url::parse(&bearer.url(repository)).map_err(|error| error.to_string())?;
+                self.follow(&url, credential.map(Credential::basic)).await?
+            }
+        };
         let status = response.status();
         let body = read(response, MANIFEST_LIMIT).await?;
         if !status.is_success() {
-            return Err(format!("no token for {repository}: {} answered {status}", challenge.realm));
+            let words = words(&body);
+            return Err(format!(
+                "access denied: no token for {repository}: {realm} answered {status}{words}"
+            ));
         }
-        auth::token(&body).ok_or_else(|| format!("no token for {repository}: {} sent none", challenge.realm))
+        auth::token(&body).ok_or_else(|| format!("no token for {repository}: {realm} sent none"))
     }
 
-    /// GET with redirects; a token is not shown to another host.
-    async fn follow(&self, url: &str, token: Option<String>) -> Result<Response<Body>, String> {
-        let mut url = url::Url::parse(url).map_err(|error| format!("{url}: {error}"))?;
-        let mut token = token;
+    /// GET with redirects; an authorization is shown to nobody else.
+    async fn follow(
+        &self,
+        url: &url::Url,
+        mut authorization: Option<String>,
+    ) -> Result<Response<Body>, String> {
+        let mut url = url.clone();
         for _ in 0..REDIRECTS {
             let mut request = Request::get(url.as_str()).header(header::ACCEPT, ACCEPT);
-            if let Some(token) = &token {
-                request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+            if let Some(authorization) = &authorization {
+                request = request.header(header::AUTHORIZATION, authorization);
             }
             let request = request.body(Body::empty()).map_err(|error| error.to_string())?;
-            let response = self.transport.send(&url, request).await?;
+            let response = self.shared.transport.send(&url, request).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -153,10 +249,11 @@ impl Registries {
             let next =
                 location.and_then(|location| url.join(location).ok()).ok_or("a redirect without a target")?;
             if url.scheme() == "https" && next.scheme() != "https" {
-                return Err(format!("a redirect from HTTPS to {next}"));
+                // The rest of such an address can be a key to what it leads to.
+                return Err(format!("a redirect from HTTPS to {}", next.origin().ascii_serialization()));
             }
-            if next.host_str() != url.host_str() {
-                token = None;
+            if next.origin() != url.origin() {
+                authorization = None;
             }
             url = next;
         }
@@ -167,7 +264,7 @@ impl Registries {
         let response = self.get(reference, &format!("manifests/{version}")).await?;
         let status = response.status();
         if !status.is_success() {
-            return Err(refused(reference, status));
+            return Err(refused(reference, response).await);
         }
         let pull = |message: String| Error::Pull(format!("{}: {message}", reference.title()));
         let bytes = read(response, MANIFEST_LIMIT).await.map_err(pull)?;
@@ -184,7 +281,7 @@ impl ImageSource for Registries {
     async fn manifest(&self, reference: &str) -> Result<Manifest, Error> {
         let reference = Reference::parse(reference)?;
         let manifest = self.fetch_manifest(&reference, &reference.version).await?;
-        match platform(&manifest.bytes) {
+        match platform(&manifest.bytes, self.wanted.native) {
             None => Ok(manifest),
             Some(Some(digest)) => self.fetch_manifest(&reference, &digest).await,
             Some(None) => {
@@ -205,7 +302,7 @@ impl ImageSource for Registries {
         }
         let response = self.get(&reference, &format!("blobs/{digest}")).await?;
         if !response.status().is_success() {
-            return Err(refused(&reference, response.status()));
+            return Err(refused(&reference, response).await);
         }
         let result = save(response.into_body(), digest, size, path).await;
         if result.is_err() {
@@ -215,9 +312,21 @@ impl ImageSource for Registries {
     }
 }
 
-/// Why a registry's answer is no image, and what to do.
-fn refused(reference: &Reference, status: StatusCode) -> Error {
-    let title = reference.title();
+impl PodImages for Registries {
+    fn with(&self, wanted: &Wanted) -> Arc<dyn ImageSource> {
+        Arc::new(Self { shared: Arc::clone(&self.shared), wanted: wanted.clone() })
+    }
+}
+
+fn is_denied(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
+
+/// Why a registry's answer is no image, in its own words as far as it has some, and what to do.
+async fn refused(reference: &Reference, response: Response<Body>) -> Error {
+    let (title, status) = (reference.title(), response.status());
+    let body = tokio::time::timeout(PATIENCE, read(response, WORDS_LIMIT)).await;
+    let words = body.ok().and_then(Result::ok).map(|body| words(&body)).unwrap_or_default();
     let text = match status {
         StatusCode::NOT_FOUND if reference.is_local() => format!(
             "manifest unknown: {title}: nothing was pushed under this name; push it first with \
@@ -226,19 +335,32 @@ fn refused(reference: &Reference, status: StatusCode) -> Error {
         StatusCode::NOT_FOUND => {
             format!("manifest unknown: {title}: the registry has no such image; check name and tag")
         }
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            format!("{title}: access denied ({status}); the image does not exist or is not public")
-        }
+        status if is_denied(status) => format!(
+            "{title}: access denied ({status}){words}; the image does not exist, or imagePullSecrets have no \
+             credentials that may read it"
+        ),
         StatusCode::TOO_MANY_REQUESTS => {
-            format!("{title}: the registry limits requests ({status}); it is tried again later")
+            format!("{title}: the registry limits requests ({status}){words}; it is tried again later")
         }
-        _ => format!("{title}: the registry answered {status}"),
+        _ => format!("{title}: the registry answered {status}{words}"),
     };
     Error::Pull(text)
 }
 
-/// For an index, the digest of the variant that can run here, Wasm first; `None` when it is no index.
-fn platform(manifest: &[u8]) -> Option<Option<String>> {
+/// The messages of a registry's error, after a colon; nothing when there are none.
+fn words(body: &[u8]) -> String {
+    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let errors = answer.get("errors").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let messages: Vec<&str> = errors.filter_map(|error| error.get("message")?.as_str()).collect();
+    let details = answer.get("details").and_then(serde_json::Value::as_str);
+    let text: String =
+        messages.into_iter().chain(details).collect::<Vec<_>>().join("; ").chars().take(WORDS).collect();
+    let clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.is_empty() { clean } else { format!(": {clean}") }
+}
+
+/// For an index, the digest of the variant that can run here, Wasm first unless `native`; `None` when it is no index.
+fn platform(manifest: &[u8], native: bool) -> Option<Option<String>> {
     let index: serde_json::Value = serde_json::from_slice(manifest).ok()?;
     let entries = index.get("manifests")?.as_array()?;
     let text = |entry: &serde_json::Value, pointer: &str| {
@@ -249,7 +371,8 @@ fn platform(manifest: &[u8]) -> Option<Option<String>> {
         text(entry, "/platform/architecture") == crate::host::architecture()
             && text(entry, "/platform/os") == "linux"
     };
-    let chosen = entries.iter().find(is_wasm).or_else(|| entries.iter().find(is_native));
+    let (wasm, other) = (entries.iter().find(is_wasm), entries.iter().find(is_native));
+    let chosen = if native { other.or(wasm) } else { wasm.or(other) };
     Some(chosen.map(|entry| text(entry, "/digest")).filter(|digest| is_digest(digest)))
 }
 
@@ -315,7 +438,7 @@ mod tests {
         let identity: Identity = Arc::new(|extensions| {
             extensions.insert(7_u8);
         });
-        Registries::new(LocalRegistry::Router(router.layer(marked), identity))
+        Registries::new(LocalRegistry::Router(router.layer(marked), identity), RegistryHosts::new())
     }
 
     #[tokio::test]
@@ -347,14 +470,30 @@ mod tests {
     }
 
     #[test]
-    fn an_index_gives_the_wasm_variant_first() {
+    fn a_registrys_words_are_passed_on() {
+        let body =
+            br#"{"errors":[{"code":"DENIED","message":"requested access to\n the resource is denied"}]}"#;
+        assert_eq!(words(body), ": requested access to  the resource is denied");
+        assert_eq!(
+            words(br#"{"details":"incorrect username or password"}"#),
+            ": incorrect username or password"
+        );
+        assert_eq!(words(b"<html>"), "");
+        let long = serde_json::json!({"errors": [{"message": "x".repeat(1000)}]}).to_string();
+        assert_eq!(words(long.as_bytes()).len(), WORDS + 2);
+    }
+
+    #[test]
+    fn an_index_gives_the_wasm_variant_first_unless_the_pod_wants_a_container() {
         let (a, b) = (format!("sha256:{}", "a".repeat(64)), format!("sha256:{}", "b".repeat(64)));
         let arch = crate::host::architecture();
         let native = format!(r#"{{"digest":"{a}","platform":{{"os":"linux","architecture":"{arch}"}}}}"#);
         let wasm = format!(r#"{{"digest":"{b}","platform":{{"os":"wasip1","architecture":"wasm"}}}}"#);
-        assert_eq!(platform(format!(r#"{{"manifests":[{native},{wasm}]}}"#).as_bytes()), Some(Some(b)));
-        assert_eq!(platform(format!(r#"{{"manifests":[{native}]}}"#).as_bytes()), Some(Some(a)));
-        assert_eq!(platform(br#"{"manifests":[]}"#), Some(None));
-        assert_eq!(platform(br#"{"layers":[]}"#), None);
+        let both = format!(r#"{{"manifests":[{native},{wasm}]}}"#);
+        assert_eq!(platform(both.as_bytes(), false), Some(Some(b)));
+        assert_eq!(platform(both.as_bytes(), true), Some(Some(a.clone())), "the runtime class says so");
+        assert_eq!(platform(format!(r#"{{"manifests":[{native}]}}"#).as_bytes(), false), Some(Some(a)));
+        assert_eq!(platform(br#"{"manifests":[]}"#, false), Some(None));
+        assert_eq!(platform(br#"{"layers":[]}"#, true), None);
     }
 }

@@ -1,9 +1,11 @@
 //! A pod's volumes: directories under `pods/<uid>/volumes/<name>`, and how containers mount them.
 
+mod claim;
 mod host;
 mod mounts;
 mod owner;
 mod project;
+mod reclaim;
 mod subpath;
 mod usage;
 mod write;
@@ -16,9 +18,11 @@ use ketch_api::quantity::Quantity;
 use ketch_runtime::{Mount, Propagation};
 
 use crate::{context::Context, env, kind::Kind, machine::Failure};
+pub(crate) use claim::directory as claimed;
 pub(crate) use mounts::discard;
 pub use mounts::discard_inside;
 use project::{Given, Projection, Source, files, projection};
+pub(crate) use reclaim::run as reclaim;
 
 /// How a container sees volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +44,12 @@ fn volumes(pod: &core::Pod) -> &[core::Volume] {
 /// Makes the pod's volumes. Idempotent: what containers wrote stays.
 pub(crate) async fn prepare(context: &Context, pod: &core::Pod, ip: IpAddr) -> Result<(), Failure> {
     for volume in volumes(pod) {
-        let made = match projection(volume) {
-            Some(projection) => project(context, pod, volume, &projection, Some(ip), false).await,
-            None => make(context, pod, volume),
+        let made = match (projection(volume), &volume.persistent_volume_claim) {
+            (Some(projection), _) => project(context, pod, volume, &projection, Some(ip), false).await,
+            (_, Some(source)) => {
+                claim::prepare(context, pod, source, &directory(context, pod, &volume.name)).await
+            }
+            _ => make(context, pod, volume),
         };
         made.map_err(|message| failed(&volume.name, &message))?;
     }
@@ -141,7 +148,7 @@ fn make(context: &Context, pod: &core::Pod, volume: &core::Volume) -> Result<(),
         (_, Some(path)) => host::prepare(path),
         _ => Err(
             "volumes of this kind are not supported on this node; it offers emptyDir, configMap, secret, \
-                  projected, downwardAPI and hostPath"
+                  projected, downwardAPI, hostPath and persistentVolumeClaim"
                 .to_owned(),
         ),
     }
@@ -196,8 +203,8 @@ pub(crate) fn mounts(
             )));
         };
         let (root, sub) = (root(context, pod, volume), sub_path(mount, env));
-        if let (Some(path), None, View::Wasm) = (&volume.host_path, &sub, view) {
-            host::check_guest(path).map_err(config)?;
+        if sub.is_none() && view == View::Wasm && (volume.host_path.is_some() || is_claim(volume)) {
+            host::check_guest(&root).map_err(config)?;
         }
         let files = context.pod_dir(uid(pod)).join("files").join(&container.name);
         let places = subpath::Places {
@@ -209,7 +216,7 @@ pub(crate) fn mounts(
                 config(format!("failed to prepare subPath for volumeMount \"{}\": {error}", mount.name))
             })?;
         if !mounts.iter().any(|one| one.target == shown.target) {
-            let read_only = mount.read_only.unwrap_or(false) || projection(volume).is_some();
+            let read_only = mount.read_only.unwrap_or(false) || is_read_only(volume);
             mounts.push(Mount {
                 source: shown.source,
                 target: shown.target,
@@ -222,10 +229,22 @@ pub(crate) fn mounts(
 }
 
 fn root(context: &Context, pod: &core::Pod, volume: &core::Volume) -> PathBuf {
+    let own = directory(context, pod, &volume.name);
     match &volume.host_path {
         Some(host) => PathBuf::from(&host.path),
-        None => directory(context, pod, &volume.name),
+        // A link to the data.
+        None if is_claim(volume) => std::fs::read_link(&own).unwrap_or(own),
+        None => own,
     }
+}
+
+fn is_claim(volume: &core::Volume) -> bool {
+    volume.persistent_volume_claim.is_some()
+}
+
+fn is_read_only(volume: &core::Volume) -> bool {
+    let claim = volume.persistent_volume_claim.as_ref();
+    projection(volume).is_some() || claim.is_some_and(|claim| claim.read_only == Some(true))
 }
 
 fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<String> {

@@ -52,7 +52,7 @@ pub(super) fn show(
     if path.symlink_metadata().is_err() {
         let parent = existing(root, &path)?;
         inside(root, &parent, sub)?;
-        std::fs::create_dir_all(&path)?;
+        make(root, &path)?;
     }
     let source = match &places.pinned {
         Some(at) => {
@@ -85,6 +85,15 @@ fn copy(source: &Path, target: &str, staged: &Path) -> io::Result<Shown> {
     Ok(Shown { source: directory, target: parent.to_owned(), is_copy: true })
 }
 
+/// Makes the directory `path` in the volume; what is new has the volume's own mode, as upstream.
+fn make(root: &Path, path: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        path.ancestors().take_while(|parent| parent.symlink_metadata().is_err()).collect();
+    std::fs::create_dir_all(path)?;
+    let permissions = root.metadata()?.permissions();
+    missing.into_iter().try_for_each(|made| std::fs::set_permissions(made, permissions.clone()))
+}
+
 /// The closest parent of `path` that exists.
 fn existing(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let parents = path.ancestors().skip(1).take_while(|parent| parent.starts_with(root));
@@ -114,7 +123,10 @@ mod tests {
         let places = Places { staged: &staged, pinned: None };
         let show = |sub: &str| show(&root, Some(sub), "/mnt/x", &places, View::Wasm);
         assert!(show("data").unwrap().source.ends_with("volume/data"));
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions();
+        std::fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         assert!(show("made/on/demand").unwrap().source.is_dir());
+        assert_eq!(mode(&root.join("made/on")), mode(&root), "whoever may write the volume may write there");
         for bad in [
             "..",
             "../secret",

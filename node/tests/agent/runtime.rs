@@ -223,6 +223,12 @@ pub struct Images {
     pub found: Arc<Mutex<bool>>,
 }
 
+impl ketch_node::PodImages for Images {
+    fn with(&self, _: &ketch_node::Wanted) -> Arc<dyn ImageSource> {
+        Arc::new(self.clone())
+    }
+}
+
 #[async_trait]
 impl ImageSource for Images {
     async fn manifest(&self, reference: &str) -> Result<Manifest, Error> {

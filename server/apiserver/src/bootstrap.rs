@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ketch_api::{
     Status,
     names::{API_SERVICE, DNS_SERVICE, SYSTEM_NAMESPACE},
+    volume::{DEFAULT_CLASS, IS_DEFAULT, PROVISIONER},
 };
 use serde_json::{Value, json};
 
@@ -31,10 +32,19 @@ fn dns_service(address: std::net::Ipv4Addr) -> Value {
     })
 }
 
+/// Volumes of it are directories of the pod's node. They may grow because their size is not enforced.
+fn default_class() -> Value {
+    json!({
+        "metadata": {"name": DEFAULT_CLASS, "annotations": {IS_DEFAULT: "true"}},
+        "provisioner": PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": true,
+    })
+}
+
 impl ApiServer {
-    /// Creates the system namespaces and the Services `kubernetes` and `kube-dns` where they are missing; `api_port` is the
-    /// port this server's API is reached at. Idempotent: run it at every start, before clients come,
-    /// and from time to time.
+    /// Creates the system namespaces, the default storage class and the Services `kubernetes` and `kube-dns` where
+    /// they are missing; `api_port` is the port this server's API is reached at. Idempotent: run it at every start,
+    /// before clients come, and from time to time.
     ///
     /// # Errors
     /// Those of the store. Kinds that are not served are left out.
@@ -44,6 +54,7 @@ impl ApiServer {
             let namespace = json!({"metadata": {"name": name, "labels": labels}});
             self.ensure("", "v1", "namespaces", namespace).await?;
         }
+        self.ensure("storage.k8s.io", "v1", "storageclasses", default_class()).await?;
         let service = json!({
             "metadata": {"name": API_SERVICE, "namespace": "default",
                 "labels": {"component": "apiserver", "provider": "kubernetes"}},

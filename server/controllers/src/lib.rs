@@ -21,6 +21,7 @@ mod replicaset;
 mod resources;
 mod runner;
 mod start;
+mod volume;
 
 pub use error::Error;
 pub use start::{Controllers, Options, run_all};

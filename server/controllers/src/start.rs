@@ -8,8 +8,12 @@ use ketch_api::{
     k8s::api::{
         apps::v1::{Deployment, ReplicaSet},
         coordination::v1::Lease,
-        core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount},
+        core::v1::{
+            ConfigMap, Endpoints, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Service,
+            ServiceAccount,
+        },
         discovery::v1::EndpointSlice,
+        storage::v1::StorageClass,
     },
 };
 use ketch_client::{Informer, Informers, Key, Queue, Recorder, Report, Tasks};
@@ -28,6 +32,7 @@ use crate::{
     replicaset::ReplicaSets,
     resources::Resources,
     runner::{self, Reconcile, Writes},
+    volume::{Claims, Volumes},
 };
 
 /// What the controllers have to be told.
@@ -91,6 +96,8 @@ pub fn run_all(client: Client, informers: &Informers, options: Options) -> Contr
     cx.endpoints();
     cx.load_balancers();
     cx.defaults();
+    cx.claims();
+    cx.volumes();
     cx.nodes();
     cx.evictions();
     cx.namespaces();
@@ -264,6 +271,47 @@ impl Cx<'_> {
         reconciler.listen(&queue);
         let needs = vec![ready(&namespaces), ready(&accounts), ready(&config_maps)];
         self.start("namespace-defaults", &namespaces, reconciler, queue, needs);
+    }
+
+    fn claims(&self) {
+        let (claims, volumes) =
+            (self.informers.of::<PersistentVolumeClaim>(), self.informers.of::<PersistentVolume>());
+        let (classes, pods, nodes) =
+            (self.informers.of::<StorageClass>(), self.informers.of::<Pod>(), self.informers.of::<Node>());
+        let reconciler = Claims {
+            client: self.client.clone(),
+            claims: claims.clone(),
+            volumes: volumes.clone(),
+            classes: classes.clone(),
+            pods: pods.clone(),
+            nodes: nodes.clone(),
+            recorder: self.recorder.named("persistentvolume-controller"),
+            writes: Writes::default(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        let needs = vec![ready(&claims), ready(&volumes), ready(&classes), ready(&pods), ready(&nodes)];
+        self.start("persistent-volume-claim", &claims, reconciler, queue, needs);
+    }
+
+    fn volumes(&self) {
+        let (claims, volumes, nodes) = (
+            self.informers.of::<PersistentVolumeClaim>(),
+            self.informers.of::<PersistentVolume>(),
+            self.informers.of::<Node>(),
+        );
+        let reconciler = Volumes {
+            client: self.client.clone(),
+            claims: claims.clone(),
+            volumes: volumes.clone(),
+            nodes: nodes.clone(),
+            recorder: self.recorder.named("persistentvolume-controller"),
+            writes: Writes::default(),
+        };
+        let queue = Queue::new();
+        reconciler.listen(&queue);
+        let needs = vec![ready(&claims), ready(&volumes), ready(&nodes)];
+        self.start("persistent-volume", &volumes, reconciler, queue, needs);
     }
 
     fn nodes(&self) {

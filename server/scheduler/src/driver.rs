@@ -6,9 +6,18 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use ketch_api::k8s::{
-    api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, PodCondition},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+use ketch_api::{
+    k8s::{
+        api::{
+            core::v1::{
+                Binding, Namespace, Node, ObjectReference, PersistentVolume, PersistentVolumeClaim, Pod,
+                PodCondition,
+            },
+            storage::v1::StorageClass,
+        },
+        apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    },
+    volume::{BOUND_BY_CONTROLLER, SELECTED_NODE},
 };
 use ketch_client::{
     Change, Informer, Informers, Recorder, Report, Subject, TaskError, Tasks, is_conflict, is_not_found,
@@ -22,7 +31,7 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use crate::{
-    core::{Cluster, PodInfo, Unschedulable, schedule},
+    core::{Cluster, PodInfo, Settle, Unschedulable, schedule, settle},
     pending::Pending,
 };
 
@@ -47,15 +56,20 @@ impl Scheduler {
     pub fn start(client: Client, informers: &Informers) -> Self {
         let tasks = Tasks::new();
         let recorder = Recorder::new(client.clone(), NAME, &tasks);
-        let (pods, nodes, namespaces) =
-            (informers.of::<Pod>(), informers.of::<Node>(), informers.of::<Namespace>());
+        let watched = Watched {
+            pods: informers.of(),
+            nodes: informers.of(),
+            namespaces: informers.of(),
+            claims: informers.of(),
+            volumes: informers.of(),
+            classes: informers.of(),
+        };
         tasks.spawn("scheduler", move || {
-            let inbox = subscribe(&pods, &nodes, &namespaces);
-            let (pods, nodes, namespaces) = (pods.clone(), nodes.clone(), namespaces.clone());
+            let (inbox, watched) = (watched.subscribe(), watched.clone());
             let actor = Actor { client: client.clone(), recorder: recorder.clone() };
             async move {
                 // A decision on half a picture would be wrong.
-                tokio::join!(pods.ready(), nodes.ready(), namespaces.ready());
+                watched.ready().await;
                 run(actor, inbox).await
             }
         });
@@ -77,21 +91,50 @@ enum Event {
     Pod(Change<Pod>),
     Node(Change<Node>),
     Namespace(Change<Namespace>),
+    Claim(Change<PersistentVolumeClaim>),
+    Volume(Change<PersistentVolume>),
+    Class(Change<StorageClass>),
 }
 
-fn subscribe(
-    pods: &Informer<Pod>,
-    nodes: &Informer<Node>,
-    namespaces: &Informer<Namespace>,
-) -> mpsc::UnboundedReceiver<Event> {
-    // Unbounded: an informer must not wait for its listeners, and the copies are shared.
-    let (events, inbox) = mpsc::unbounded_channel();
-    let to = events.clone();
-    nodes.on_change(move |change: &Change<Node>| drop(to.send(Event::Node(change.clone()))));
-    let to = events.clone();
-    namespaces.on_change(move |change: &Change<Namespace>| drop(to.send(Event::Namespace(change.clone()))));
-    pods.on_change(move |change: &Change<Pod>| drop(events.send(Event::Pod(change.clone()))));
-    inbox
+/// What decisions are made from.
+#[derive(Clone)]
+struct Watched {
+    pods: Informer<Pod>,
+    nodes: Informer<Node>,
+    namespaces: Informer<Namespace>,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
+}
+
+impl Watched {
+    fn subscribe(&self) -> mpsc::UnboundedReceiver<Event> {
+        // Unbounded: an informer must not wait for its listeners, and the copies are shared.
+        let (events, inbox) = mpsc::unbounded_channel();
+        let to = events.clone();
+        self.nodes.on_change(move |change| drop(to.send(Event::Node(change.clone()))));
+        let to = events.clone();
+        self.namespaces.on_change(move |change| drop(to.send(Event::Namespace(change.clone()))));
+        let to = events.clone();
+        self.classes.on_change(move |change| drop(to.send(Event::Class(change.clone()))));
+        let to = events.clone();
+        self.volumes.on_change(move |change| drop(to.send(Event::Volume(change.clone()))));
+        let to = events.clone();
+        self.claims.on_change(move |change| drop(to.send(Event::Claim(change.clone()))));
+        self.pods.on_change(move |change| drop(events.send(Event::Pod(change.clone()))));
+        inbox
+    }
+
+    async fn ready(&self) {
+        tokio::join!(
+            self.pods.ready(),
+            self.nodes.ready(),
+            self.namespaces.ready(),
+            self.claims.ready(),
+            self.volumes.ready(),
+            self.classes.ready(),
+        );
+    }
 }
 
 /// How the requests for one pod ended.
@@ -100,6 +143,8 @@ enum Outcome {
     /// It is gone, or bound by somebody else; the watch tells what is true.
     Moot(String),
     Failed(String, String),
+    /// It waits for the volumes of its claims.
+    Settling(String),
     Told,
 }
 
@@ -117,7 +162,10 @@ async fn run(actor: Actor, mut inbox: mpsc::UnboundedReceiver<Event>) -> Result<
             let Some(info) = state.pending.pop(Instant::now()) else { break };
             let actor = actor.clone();
             match state.decide(&info) {
-                Ok(node) => requests.spawn(async move { actor.bind(&info, node).await }),
+                Ok(node) => match settle(&state.cluster, &info, &node) {
+                    None => requests.spawn(async move { actor.bind(&info, node).await }),
+                    Some(steps) => requests.spawn(async move { actor.settle(&info, steps).await }),
+                },
                 Err(refused) => requests.spawn(async move { actor.explain(&info, refused).await }),
             };
         }
@@ -160,6 +208,18 @@ impl State {
                 None => self.cluster.remove_namespace(&key.name),
             },
             Event::Pod(change) => self.observe_pod(change),
+            Event::Claim(Change { key, new, .. }) => {
+                self.cluster.set_claim(&key.namespace, &key.name, new);
+                self.pending.claim_changed(&key.namespace, &key.name);
+            }
+            Event::Volume(Change { key, new, .. }) => {
+                self.cluster.set_volume(&key.name, new);
+                self.pending.room_was_made();
+            }
+            Event::Class(Change { key, new, .. }) => {
+                self.cluster.set_class(&key.name, new);
+                self.pending.room_was_made();
+            }
         }
     }
 
@@ -212,10 +272,23 @@ impl State {
         }
     }
 
+    /// A pod whose claims have no volumes yet has no place either; it is tried when the claims change.
+    fn wait_for_volumes(&mut self, uid: &str) {
+        let Some(info) = self.pending.info(uid).cloned() else { return };
+        let node = self.cluster.node_of(uid).unwrap_or_default().to_owned();
+        self.cluster.remove_pod(uid);
+        match settle(&self.cluster, &info, &node) {
+            Some(_) => self.pending.set_aside(uid, Instant::now()),
+            // They came while the request was under way.
+            None => self.pending.again(uid),
+        }
+    }
+
     fn conclude(&mut self, outcome: Result<Outcome, tokio::task::JoinError>) {
         match outcome {
             Ok(Outcome::Bound | Outcome::Told) => {}
             Ok(Outcome::Moot(uid)) => self.take_back(&uid),
+            Ok(Outcome::Settling(uid)) => self.wait_for_volumes(&uid),
             Ok(Outcome::Failed(uid, error)) => {
                 tracing::warn!(pod.uid = uid, error, "binding failed, trying again");
                 self.take_back(&uid);
@@ -278,6 +351,44 @@ impl Actor {
             }
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Outcome::Moot(uid),
             Err(error) => Outcome::Failed(uid, status_text(&error)),
+        }
+    }
+
+    /// Keeps or asks for the volumes of the pod's claims; whoever binds or makes them goes on from there.
+    async fn settle(&self, info: &PodInfo, steps: Vec<Settle>) -> Outcome {
+        let uid = info.pod.metadata.uid.clone().unwrap_or_default();
+        for step in steps {
+            if let Err(error) = self.write(step).await {
+                return Outcome::Failed(uid, status_text(&error));
+            }
+        }
+        Outcome::Settling(uid)
+    }
+
+    async fn write(&self, step: Settle) -> Result<(), kube::Error> {
+        let params = PatchParams::default();
+        match step {
+            Settle::Select(claim, node) => {
+                let meta = &claim.metadata;
+                let namespace = meta.namespace.as_deref().unwrap_or("default");
+                let api = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+                let patch = json!({"metadata": {"uid": meta.uid, "annotations": {SELECTED_NODE: node}}});
+                api.patch(meta.name.as_deref().unwrap_or_default(), &params, &Patch::Merge(patch))
+                    .await
+                    .map(drop)
+            }
+            Settle::Reserve(volume, claim) => {
+                let (meta, claim) = (&volume.metadata, &claim.metadata);
+                let api = Api::<PersistentVolume>::all(self.client.clone());
+                let patch = json!({
+                    "metadata": {"resourceVersion": meta.resource_version, "annotations": {BOUND_BY_CONTROLLER: "yes"}},
+                    "spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                        "namespace": claim.namespace, "name": claim.name, "uid": claim.uid}},
+                });
+                api.patch(meta.name.as_deref().unwrap_or_default(), &params, &Patch::Merge(patch))
+                    .await
+                    .map(drop)
+            }
         }
     }
 

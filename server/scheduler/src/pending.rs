@@ -117,6 +117,34 @@ impl Pending {
         self.wait_until(uid, now + wait);
     }
 
+    /// The pod was handed out and is to be tried once more, at once.
+    pub(crate) fn again(&mut self, uid: &str) {
+        let Some(entry) = self.entries.get_mut(uid) else { return };
+        entry.tries = 0;
+        if entry.place == Place::Out {
+            entry.place = Place::Ready;
+            self.ready.insert(entry.rank, uid.to_owned());
+        } else {
+            self.make_ready(uid);
+        }
+    }
+
+    /// A claim changed: whoever uses it and waits is tried again at once.
+    pub(crate) fn claim_changed(&mut self, namespace: &str, name: &str) {
+        let uses =
+            |entry: &Entry| matches!(entry.place, Place::Timed(_)) && entry.info.has_claim(namespace, name);
+        let users: Vec<String> =
+            self.entries.iter().filter(|(_, entry)| uses(entry)).map(|(uid, _)| uid.clone()).collect();
+        for uid in users {
+            self.again(&uid);
+        }
+    }
+
+    /// The pod of that uid, while it waits or is handed out.
+    pub(crate) fn info(&self, uid: &str) -> Option<&Arc<PodInfo>> {
+        self.entries.get(uid).map(|entry| &entry.info)
+    }
+
     /// Something changed that may make room: whoever waits is tried again, soon.
     pub(crate) fn room_was_made(&mut self) {
         let waiting: Vec<(Instant, Rank)> = self.timed.keys().copied().collect();

@@ -198,17 +198,8 @@ fn affinity(spec: &PodSpec, path: &str) -> Vec<FieldError> {
         .as_ref()
         .and_then(|n| n.required_during_scheduling_ignored_during_execution.as_ref());
     if let Some(required) = required {
-        let path =
-            format!("{path}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms");
-        if required.node_selector_terms.is_empty() {
-            errors.push(FieldError::required(&path, "must have at least one node selector term"));
-        }
-        for (n, term) in required.node_selector_terms.iter().enumerate() {
-            for (m, expression) in term.match_expressions.iter().flatten().enumerate() {
-                let path = format!("{path}[{n}].matchExpressions[{m}]");
-                errors.extend(node_expression(expression, &path));
-            }
-        }
+        let path = format!("{path}.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution");
+        errors.extend(node_selector(required, &path));
     }
     for (kind, terms) in [
         (
@@ -238,6 +229,24 @@ fn affinity(spec: &PodSpec, path: &str) -> Vec<FieldError> {
                     &fault.to_string(),
                 ));
             }
+        }
+    }
+    errors
+}
+
+/// Faults of a selector of nodes.
+pub(super) fn node_selector(
+    selector: &k8s_openapi::api::core::v1::NodeSelector,
+    path: &str,
+) -> Vec<FieldError> {
+    let path = format!("{path}.nodeSelectorTerms");
+    let mut errors = Vec::new();
+    if selector.node_selector_terms.is_empty() {
+        errors.push(FieldError::required(&path, "must have at least one node selector term"));
+    }
+    for (n, term) in selector.node_selector_terms.iter().enumerate() {
+        for (m, expression) in term.match_expressions.iter().flatten().enumerate() {
+            errors.extend(node_expression(expression, &format!("{path}[{n}].matchExpressions[{m}]")));
         }
     }
     errors

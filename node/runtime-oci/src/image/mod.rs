@@ -18,7 +18,7 @@ use std::{
 
 use containerd_client::types;
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_cri::v1::{self as cri, ImageSpec, ImageStatusRequest};
+use k8s_cri::v1::{self as cri, ImageSpec, ImageStatusRequest, RemoveImageRequest};
 use ketch_runtime::{Error, Image, ImageSource, Manifest as Document};
 use sha2::{Digest, Sha256};
 
@@ -27,7 +27,7 @@ use self::{
     manifest::{Config, Descriptor, MAX_DOCUMENT, Manifest, Parsed, Platform},
     name::Name,
 };
-use crate::client::{Client, QUICK};
+use crate::client::{Client, QUICK, SLOW, or_gone};
 
 pub(crate) use pause::REFERENCE as PAUSE;
 
@@ -88,6 +88,14 @@ impl Images {
             self.noticed(&name, &name.full()).await?;
         }
         Ok(())
+    }
+
+    /// Removes the image with manifest `digest`, under all its names. See [`ketch_runtime::Runtime::remove_image`].
+    pub(crate) async fn remove(&self, reference: &str, digest: &str) -> Result<(), Error> {
+        let spec = ImageSpec { image: Name::parse(reference).at(digest), ..ImageSpec::default() };
+        let request = RemoveImageRequest { image: Some(spec) };
+        let mut images = self.client.cri_images();
+        or_gone(self.client.call("remove an image", SLOW, images.remove_image(request)).await.map(drop))
     }
 
     /// What CRI knows of `image`, a reference or an id.

@@ -20,6 +20,7 @@ mod namespace;
 mod node_port;
 mod pod;
 pub(crate) mod service_account;
+mod storage;
 
 /// The hooks every server has, in order.
 pub(crate) fn built_in(storage: &Arc<dyn Storage>, cidr: cluster_ip::ServiceCidr) -> Vec<Arc<dyn Admission>> {
@@ -28,6 +29,8 @@ pub(crate) fn built_in(storage: &Arc<dyn Storage>, cidr: cluster_ip::ServiceCidr
         Arc::new(pod::DefaultTolerations),
         Arc::new(cluster_ip::ClusterIps::new(storage.clone(), cidr)),
         Arc::new(node_port::NodePorts::new(storage.clone())),
+        Arc::new(storage::Classes::new(storage.clone())),
+        Arc::new(storage::InUseProtection),
     ]
 }
 

@@ -25,6 +25,11 @@ pub(crate) fn sample(descriptor: &Descriptor) -> Value {
         ("networking.k8s.io", "ingresses") => json!({"spec": {"defaultBackend":
             {"service": {"name": "s", "port": {"number": 80}}}}}),
         ("networking.k8s.io", "ingressclasses") => json!({"spec": {"controller": "ketch.dev/gateway"}}),
+        ("", "persistentvolumeclaims") => json!({"spec": {"accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}}}),
+        ("", "persistentvolumes") => json!({"spec": {"accessModes": ["ReadWriteOnce"],
+            "capacity": {"storage": "1Gi"}, "hostPath": {"path": "/x"}}}),
+        ("storage.k8s.io", "storageclasses") => json!({"provisioner": "example.com/p"}),
         ("node.k8s.io", "runtimeclasses") => json!({"handler": "wasm"}),
         ("rbac.authorization.k8s.io", "rolebindings") => role_ref("Role"),
         ("rbac.authorization.k8s.io", "clusterrolebindings") => role_ref("ClusterRole"),

@@ -5,7 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use ketch_api::k8s::api::core::v1::{Node, Pod, PodSpec, Taint};
+use ketch_api::{
+    k8s::api::{
+        core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec, Taint},
+        storage::v1::StorageClass,
+    },
+    volume,
+};
 
 use super::request::Request;
 
@@ -20,6 +26,8 @@ pub struct PodInfo {
     pub(super) ports: Vec<HostPort>,
     /// uid of its controller, for spreading.
     pub(super) controller: Option<String>,
+    /// Names of the claims it uses.
+    pub(super) claims: Vec<String>,
 }
 
 /// A port of the node that a pod wants.
@@ -51,7 +59,7 @@ pub(super) struct NodeInfo {
     pub(super) index: usize,
 }
 
-/// Nodes, the pods bound or about to be bound to them, and namespaces' labels.
+/// Nodes, the pods bound or about to be bound to them, namespaces' labels, claims and volumes.
 #[derive(Debug, Default)]
 pub struct Cluster {
     /// By index; a removed node leaves an absent entry that its name takes up again.
@@ -64,6 +72,12 @@ pub struct Cluster {
     pub(super) namespaces: HashMap<String, BTreeMap<String, String>>,
     /// Pods on each node (by index), by the uid of their controller.
     siblings: HashMap<String, HashMap<usize, i64>>,
+    /// By namespace and name.
+    claims: HashMap<(String, String), Arc<PersistentVolumeClaim>>,
+    /// uids of counted pods by the claims they use.
+    users: HashMap<(String, String), BTreeSet<String>>,
+    pub(super) volumes: BTreeMap<String, Arc<PersistentVolume>>,
+    pub(super) classes: HashMap<String, Arc<StorageClass>>,
 }
 
 // === impl PodInfo ===
@@ -79,7 +93,8 @@ impl PodInfo {
             owners.into_iter().find(|o| o.controller == Some(true)).map(|owner| owner.uid.clone());
         let ports = host_ports(spec);
         let nominal = request.nominal(spec.containers.len());
-        Self { request, nominal, ports, controller, pod }
+        let claims = volume::claims_of(&pod).map(|(_, claim)| claim.to_owned()).collect();
+        Self { request, nominal, ports, controller, claims, pod }
     }
 
     pub(super) fn uid(&self) -> &str {
@@ -97,6 +112,11 @@ impl PodInfo {
     pub(super) fn labels(&self) -> &BTreeMap<String, String> {
         static NONE: BTreeMap<String, String> = BTreeMap::new();
         self.pod.metadata.labels.as_ref().unwrap_or(&NONE)
+    }
+
+    /// Whether it uses this claim.
+    pub fn has_claim(&self, namespace: &str, name: &str) -> bool {
+        self.claims.iter().any(|claim| claim == name) && self.namespace() == namespace
     }
 
     pub(super) fn is_leaving(&self) -> bool {
@@ -219,6 +239,10 @@ impl Cluster {
         if let Some(controller) = &pod.controller {
             *self.siblings.entry(controller.clone()).or_default().entry(index).or_default() += 1;
         }
+        for claim in &pod.claims {
+            let key = (pod.namespace().to_owned(), claim.clone());
+            self.users.entry(key).or_default().insert(pod.uid().to_owned());
+        }
         if let Some(info) = self.nodes.get_mut(index) {
             info.put(&pod);
         }
@@ -231,6 +255,15 @@ impl Cluster {
         let Some(pod) = self.nodes.get_mut(index).and_then(|info| info.take(uid)) else { return false };
         if let Some(controller) = &pod.controller {
             self.forget_sibling(controller, index);
+        }
+        for claim in &pod.claims {
+            let key = (pod.namespace().to_owned(), claim.clone());
+            if let Some(users) = self.users.get_mut(&key) {
+                users.remove(uid);
+                if users.is_empty() {
+                    self.users.remove(&key);
+                }
+            }
         }
         true
     }
@@ -267,6 +300,45 @@ impl Cluster {
     /// Forgets a namespace.
     pub fn remove_namespace(&mut self, name: &str) {
         self.namespaces.remove(name);
+    }
+
+    /// Takes over a claim as it is now; `None`: it is gone.
+    pub fn set_claim(&mut self, namespace: &str, name: &str, claim: Option<Arc<PersistentVolumeClaim>>) {
+        let key = (namespace.to_owned(), name.to_owned());
+        match claim {
+            Some(claim) => self.claims.insert(key, claim),
+            None => self.claims.remove(&key),
+        };
+    }
+
+    /// Takes over a volume as it is now; `None`: it is gone.
+    pub fn set_volume(&mut self, name: &str, volume: Option<Arc<PersistentVolume>>) {
+        match volume {
+            Some(volume) => self.volumes.insert(name.to_owned(), volume),
+            None => self.volumes.remove(name),
+        };
+    }
+
+    /// Takes over a storage class as it is now; `None`: it is gone.
+    pub fn set_class(&mut self, name: &str, class: Option<Arc<StorageClass>>) {
+        match class {
+            Some(class) => self.classes.insert(name.to_owned(), class),
+            None => self.classes.remove(name),
+        };
+    }
+
+    pub(super) fn claim(&self, namespace: &str, name: &str) -> Option<&Arc<PersistentVolumeClaim>> {
+        self.claims.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
+    /// Whether a pod other than `uid` is counted that uses the claim.
+    pub(super) fn uses(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        let users = self.users.get(&(namespace.to_owned(), name.to_owned()));
+        users.is_some_and(|users| users.iter().any(|user| user != uid))
+    }
+
+    pub(super) fn node(&self, name: &str) -> Option<&NodeInfo> {
+        self.nodes.get(*self.by_name.get(name)?).filter(|node| node.present)
     }
 
     /// The nodes that exist.

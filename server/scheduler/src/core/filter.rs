@@ -8,6 +8,7 @@ use super::{
     affinity,
     cluster::{NodeInfo, PodInfo},
     topology::Topology,
+    volumes::Volumes,
 };
 
 /// Why a node was refused; equal texts are counted together.
@@ -21,7 +22,12 @@ const PORTS: &str = "node(s) didn't have free ports for the requested pod ports"
 const CORDON_TAINT: &str = "node.kubernetes.io/unschedulable";
 
 /// Runs the rules in upstream's order; the first that refuses has the word.
-pub(super) fn check(pod: &PodInfo, node: &NodeInfo, topology: &Topology<'_>) -> Result<(), Vec<Reason>> {
+pub(super) fn check(
+    pod: &PodInfo,
+    node: &NodeInfo,
+    volumes: &Volumes<'_>,
+    topology: &Topology<'_>,
+) -> Result<(), Vec<Reason>> {
     let one = |result: Result<(), Reason>| result.map_err(|reason| vec![reason]);
     one(schedulable(pod, node))?;
     one(named(pod, node))?;
@@ -29,6 +35,7 @@ pub(super) fn check(pod: &PodInfo, node: &NodeInfo, topology: &Topology<'_>) -> 
     one(selected(pod, node))?;
     one(ports(pod, node))?;
     resources(pod, node)?;
+    one(volumes.check(node))?;
     one(topology.spread(node))?;
     one(topology.affinity(node))
 }

@@ -9,7 +9,9 @@ mod score;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod volumes;
 
 pub use cluster::{Cluster, PodInfo};
 pub use decide::{Unschedulable, schedule};
 pub use request::Request;
+pub use volumes::{Settle, settle};

@@ -367,3 +367,129 @@ fn many_pods_fill_many_nodes_exactly() {
     }
     assert_eq!(nodes, place_all());
 }
+
+fn claim(more: Value) -> Value {
+    let mut claim = json!({"metadata": {"namespace": "a", "name": "data", "uid": "u1"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": "late",
+            "resources": {"requests": {"storage": "1Gi"}}}});
+    merge(&mut claim, more);
+    claim
+}
+
+fn bound_to(volume: &str) -> Value {
+    json!({"metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": volume}, "status": {"phase": "Bound"}})
+}
+
+fn volume_on(name: &str, node: &str, more: Value) -> Value {
+    let term =
+        json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]});
+    let mut volume = json!({"metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+        "storageClassName": "late", "capacity": {"storage": "1Gi"}, "local": {"path": "/x"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}, "status": {"phase": "Available"}});
+    merge(&mut volume, more);
+    volume
+}
+
+/// Three nodes, a class that waits for the pod, a claim of it, and volumes.
+fn with_claim(provisioner: &str, claim: Option<Value>, volumes: &[Value]) -> Cluster {
+    let mut cluster = three();
+    for (name, mode) in [("late", "WaitForFirstConsumer"), ("now", "Immediate")] {
+        let class =
+            json!({"metadata": {"name": name}, "provisioner": provisioner, "volumeBindingMode": mode});
+        cluster.set_class(name, Some(Arc::new(serde_json::from_value(class).unwrap())));
+    }
+    let claim = claim.map(|claim| Arc::new(serde_json::from_value(claim).unwrap()));
+    cluster.set_claim("a", "data", claim);
+    for volume in volumes {
+        let volume: ketch_api::k8s::api::core::v1::PersistentVolume =
+            serde_json::from_value(volume.clone()).unwrap();
+        cluster.set_volume(&volume.metadata.name.clone().unwrap(), Some(Arc::new(volume)));
+    }
+    cluster
+}
+
+fn user(name: &str) -> Arc<PodInfo> {
+    pod(name, json!({"spec": {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}]}}))
+}
+
+#[test]
+fn a_pod_goes_where_its_volume_is() {
+    let bound = || Some(claim(bound_to("pv")));
+    let cluster = with_claim("a/b", bound(), &[volume_on("pv", "n2", json!({}))]);
+    assert_eq!(schedule(&cluster, &user("p")).as_deref(), Ok("n2"));
+    assert!(settle(&cluster, &user("p"), "n2").is_none(), "nothing is left to do");
+    let elsewhere = with_claim("a/b", bound(), &[volume_on("pv", "n9", json!({}))]);
+    assert_eq!(
+        refusal(&elsewhere, &user("p")),
+        "0/3 nodes are available: 3 node(s) had volume node affinity conflict."
+    );
+    let gone = with_claim("a/b", bound(), &[]);
+    assert_eq!(
+        refusal(&gone, &user("p")),
+        "0/3 nodes are available: 3 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)."
+    );
+}
+
+#[test]
+fn a_pod_waits_for_its_claims() {
+    let immediate = claim(json!({"spec": {"storageClassName": "now"}}));
+    let leaving = claim(json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}}));
+    for (claim, why) in [
+        (None, "persistentvolumeclaim \"data\" not found"),
+        (Some(immediate), "pod has unbound immediate PersistentVolumeClaims"),
+        (Some(leaving), "persistentvolumeclaim \"data\" is being deleted"),
+    ] {
+        let cluster = with_claim("a/b", claim, &[]);
+        assert_eq!(refusal(&cluster, &user("p")), format!("0/3 nodes are available: {why}."));
+    }
+}
+
+#[test]
+fn the_volume_of_a_late_claim_is_chosen_with_the_node() {
+    let steps = |cluster: &Cluster| {
+        let node = schedule(cluster, &user("p")).unwrap();
+        let steps = settle(cluster, &user("p"), &node).unwrap();
+        steps
+            .iter()
+            .map(|step| match step {
+                Settle::Reserve(volume, _) => format!("reserve {}", volume.metadata.name.as_ref().unwrap()),
+                Settle::Select(_, node) => format!("select {node}"),
+            })
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    let own = "kubernetes.io/no-provisioner";
+    let fresh = || Some(claim(json!({})));
+    assert!(steps(&with_claim("a/b", fresh(), &[])).starts_with("select n"));
+    let disks = [volume_on("disk", "n3", json!({}))];
+    assert_eq!(steps(&with_claim(own, fresh(), &disks)), "reserve disk");
+    assert_eq!(
+        refusal(&with_claim(own, fresh(), &[]), &user("p")),
+        "0/3 nodes are available: 3 node(s) didn't find available persistent volumes to bind."
+    );
+    let selected = claim(json!({"metadata": {"annotations": {"volume.kubernetes.io/selected-node": "n2"}}}));
+    let asked = with_claim("a/b", Some(selected), &[]);
+    assert_eq!(schedule(&asked, &user("p")).as_deref(), Ok("n2"));
+    assert_eq!(steps(&asked), "", "it has been asked for");
+    let kept = json!({"spec": {"claimRef": {"namespace": "a", "name": "data", "uid": "u1"}}});
+    let made = with_claim("a/b", fresh(), &[volume_on("pvc-u1", "n1", kept)]);
+    assert_eq!(schedule(&made, &user("p")).as_deref(), Ok("n1"));
+    assert_eq!(steps(&made), "", "it is being bound");
+}
+
+#[test]
+fn a_claim_for_one_pod_has_one_pod() {
+    let alone = claim(json!({"spec": {"accessModes": ["ReadWriteOncePod"], "volumeName": "pv"},
+        "metadata": {"annotations": {"pv.kubernetes.io/bind-completed": "yes"}}, "status": {"phase": "Bound"}}));
+    let mut cluster = with_claim("a/b", Some(alone), &[volume_on("pv", "n2", json!({}))]);
+    cluster.place(user("first"), "n2");
+    assert_eq!(
+        refusal(&cluster, &user("second")),
+        "0/3 nodes are available: 3 node has pod using PersistentVolumeClaim with the same name and \
+         ReadWriteOncePod access mode."
+    );
+    assert!(schedule(&cluster, &user("first")).is_ok(), "it does not stand in its own way");
+    cluster.remove_pod("first");
+    assert_eq!(schedule(&cluster, &user("second")).as_deref(), Ok("n2"));
+}

@@ -13,6 +13,7 @@ use ketch_api::{
     join,
     names::{NODE_USER_PREFIX, NODES_GROUP},
     selector::FieldSelector,
+    volume::NODE_FIELD,
 };
 use ketch_store::{Event, Versioned};
 
@@ -60,6 +61,8 @@ pub fn rules() -> Vec<Rule> {
         Rule::resources(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
         Rule::resources(&[""], &["pods/status"], &["update", "patch"]),
         Rule::resources(&[""], &["pods/eviction"], &["create"]),
+        // Which one it may change, and how, is for the admission hook.
+        Rule::resources(&[""], &["persistentvolumes"], &["get", "list", "watch", "patch"]),
         Rule::paths(&[join::RENEW_PATH], &["post"]),
         Rule::paths(&[join::CLUSTER_PATH], &["get"]),
     ]
@@ -89,6 +92,9 @@ impl Nodes {
                 Err("a node can only read objects of these kinds that its pods refer to".to_owned())
             }
             ("coordination.k8s.io", "leases", "") => lease(node, a),
+            ("", "persistentvolumes", "") if matches!(a.verb.as_str(), "list" | "watch") => {
+                own_volumes(node, a)
+            }
             ("", "pods", "") if a.verb == "get" => related(Target::pod(&a.namespace, &a.name)),
             ("", "pods", "") if reads => own_pods(node, a),
             ("", "nodes", _) if !reads && a.name != node && !a.name.is_empty() => {
@@ -115,6 +121,15 @@ fn own_pods(node: &str, a: &Attributes) -> Result<(), String> {
     match selector.exact("spec.nodeName") == Some(node) {
         true => Ok(()),
         false => Err("can only list/watch pods with spec.nodeName field selector".to_owned()),
+    }
+}
+
+/// A node follows the volumes that are on it; of others it can know the name only from a claim of its pods.
+fn own_volumes(node: &str, a: &Attributes) -> Result<(), String> {
+    let selector = FieldSelector::parse(&a.field_selector).unwrap_or_default();
+    match selector.exact(NODE_FIELD) == Some(node) {
+        true => Ok(()),
+        false => Err(format!("can only list/watch volumes with {NODE_FIELD} field selector")),
     }
 }
 

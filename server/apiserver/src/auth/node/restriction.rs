@@ -2,7 +2,12 @@
 //!
 //! The rules and texts of `plugin/pkg/admission/noderestriction`.
 
-use ketch_api::{Status, join::POD_RANGE_EXTRA, names::NODES_GROUP};
+use ketch_api::{
+    Status,
+    join::POD_RANGE_EXTRA,
+    names::NODES_GROUP,
+    volume::{self, DATA_FINALIZER},
+};
 use serde_json::Value;
 
 use super::{LEASE_NAMESPACE, graph, node_name};
@@ -58,6 +63,7 @@ fn judge(node: &str, request: &Request, object: Option<&Value>, old: Option<&Val
             Err(format!("unexpected pod subresource \"{other}\", only 'status' and 'eviction' are allowed"))
         }
         ("", "nodes", _) => own_node(node, request, object, old),
+        ("", "persistentvolumes", _) => own_volume(node, object, old),
         ("coordination.k8s.io", "leases", _) => own_lease(node, request, object),
         _ => Ok(()),
     }
@@ -196,6 +202,33 @@ fn may_label(key: &str) -> bool {
         return true;
     }
     OWN_LABELS.contains(&key) || OWN_LABEL_DOMAINS.iter().any(|own| within(own))
+}
+
+/// A node says of a volume on it that the data is gone, by taking its own finalizer away.
+fn own_volume(node: &str, object: Option<&Value>, old: Option<&Value>) -> Verdict {
+    let typed = |volume: &Value| serde_json::from_value(volume.clone()).ok();
+    let place = old.and_then(typed).and_then(|volume| volume::node_of(&volume).map(str::to_owned));
+    if place.as_deref() != Some(node) {
+        return Err(format!("node \"{node}\" can only update persistentvolumes that are on it"));
+    }
+    let rest = |volume: Option<&Value>| {
+        let mut volume = volume.cloned()?;
+        let metadata = volume.get_mut("metadata")?.as_object_mut()?;
+        metadata.remove("resourceVersion");
+        if let Some(list) = metadata.get_mut("finalizers").and_then(Value::as_array_mut) {
+            list.retain(|finalizer| finalizer != DATA_FINALIZER);
+        }
+        if metadata.get("finalizers").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+            metadata.remove("finalizers");
+        }
+        Some(volume)
+    };
+    match rest(object) == rest(old) {
+        true => Ok(()),
+        false => Err(format!(
+            "node \"{node}\" can only take the finalizer {DATA_FINALIZER} from persistentvolumes"
+        )),
+    }
 }
 
 fn own_lease(node: &str, request: &Request, object: Option<&Value>) -> Verdict {

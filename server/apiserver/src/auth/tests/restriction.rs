@@ -37,6 +37,13 @@ fn node(labels: Value, spec: Value) -> Value {
     json!({"metadata": {"name": "n1", "labels": labels}, "spec": spec})
 }
 
+fn volume(node: &str, finalizers: &[&str]) -> Value {
+    let term =
+        json!({"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]});
+    json!({"metadata": {"name": "pv", "finalizers": finalizers}, "spec": {"local": {"path": "/x"},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}})
+}
+
 #[test]
 fn nodes_write_their_own_objects_only() {
     use Operation::{Create, Delete, Update};
@@ -81,6 +88,11 @@ fn nodes_write_their_own_objects_only() {
         (Update, "coordination.k8s.io:leases", "kube-node-lease", "n1", lease(), lease(), None),
         (Create, "coordination.k8s.io:leases", "kube-node-lease", "", Some(json!({"metadata": {"name": "n2"}})), None, Some("can only access node lease")),
         (Create, "coordination.k8s.io:leases", "kube-system", "", lease(), None, Some("can only access leases in the")),
+        (Update, "persistentvolumes", "", "pv", Some(volume("n1", &[])), Some(volume("n1", &["ketch.dev/volume-data"])), None),
+        (Update, "persistentvolumes", "", "pv", Some(volume("n1", &[])), Some(volume("n1", &["kubernetes.io/pv-protection"])), Some("can only take the finalizer")),
+        (Update, "persistentvolumes", "", "pv", Some(volume("n2", &[])), Some(volume("n2", &["ketch.dev/volume-data"])), Some("that are on it")),
+        (Update, "persistentvolumes", "", "pv", Some(volume("n1", &[])), Some(volume("n2", &["ketch.dev/volume-data"])), Some("that are on it")),
+        (Create, "persistentvolumes", "", "", Some(volume("n1", &[])), None, Some("that are on it")),
         (Create, "events", "a", "", Some(json!({})), None, None),
     ];
     for (operation, what, namespace, name, object, old, refused) in cases {
