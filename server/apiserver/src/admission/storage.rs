@@ -76,7 +76,7 @@ impl Admission for Classes {
         "DefaultStorageClass"
     }
 
-    async fn review(&self, request: &Request, _object: Option<&Value>) -> Result<(), Status> {
+    async fn review(&self, request: &Request, _object: Option<&mut Value>) -> Result<(), Status> {
         if ![Operation::Create, Operation::Update].iter().any(|one| Self::is_about(request, *one)) {
             return Ok(());
         }
