@@ -124,6 +124,15 @@ fn start(dir: &Path) -> Ketch {
     Ketch::start_in(dir, &[&RANGES[..], &["--containerd", "managed"]].concat())
 }
 
+/// Takes away what a test that fails leaves.
+struct Left<'a>(&'a Path);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        uninstall(self.0, &["--yes"]);
+    }
+}
+
 fn uninstall(dir: &Path, flags: &[&str]) -> std::process::Output {
     let mut command = Command::new(binary());
     command.arg("uninstall").arg("--data-dir").arg(dir).args(flags).stdin(std::process::Stdio::null());
@@ -138,6 +147,7 @@ fn pods_leave_nothing_behind_and_neither_does_ketch() {
     let parent = tempfile::tempdir().unwrap();
     let dir = fs::canonicalize(parent.path()).unwrap().join("data");
     let untouched = machine(&dir);
+    let _left = Left(&dir);
     let mut ketch = start(&dir);
     let push = Command::new(root().join("examples/push-images"))
         .arg(ketch.address("api-addr"))
