@@ -8,11 +8,11 @@ use std::{
     process::Command,
 };
 
-use ketch_tests::{Ketch, binary, failed, get, guest, is_root, root, succeeded, until};
+use ketch_tests::{Ketch, binary, failed, guest, is_root, root, succeeded, until};
 
 const RANGES: [&str; 6] =
     ["--service-cidr", "10.157.0.0/16", "--pod-cidr", "10.156.0.0/16", "--dns-addr", "10.157.0.10:53"];
-/// Pods of a round: every third a container, the others components.
+/// Pods of a round: every fifth a container, the others components.
 const PODS: usize = 20;
 const ROUNDS: usize = 10;
 
@@ -104,7 +104,7 @@ fn usage(ketch: &Ketch) -> (usize, u64) {
 
 fn manifest(round: usize) -> String {
     (0..PODS).fold(String::new(), |mut text, n| {
-        let container = if n % 3 == 0 {
+        let container = if n % 5 == 0 {
             "{name: c, image: 'ketch.local/default/busybox:latest', command: [sleep, '3600']}"
         } else {
             "{name: c, image: 'ketch.local/default/hello:latest', ports: [{containerPort: 8080}]}"
@@ -195,7 +195,6 @@ fn pods_leave_nothing_behind_and_neither_does_ketch() {
     assert!(after == untouched, "left behind:\n{}", difference(&untouched, &after));
     assert!(!dir.exists());
     assert!(succeeded("uninstall again", uninstall(&dir, &["--yes"])).contains("nothing"));
-    assert!(get("10.156.0.2:8080", "gone", "/").is_err());
 }
 
 fn difference(
