@@ -166,7 +166,11 @@ impl Judge {
 
     /// Forgets a pod that has given its address back.
     pub(crate) fn forget(&self, uid: &str) {
-        self.announced().pods.remove(uid);
+        let known = self.announced().pods.remove(uid).is_some();
+        // Its object may have gone before it has ended.
+        if known && !self.current().policies.is_empty() {
+            self.news.notify_one();
+        }
     }
 
     fn announced(&self) -> MutexGuard<'_, Announced> {
