@@ -68,14 +68,14 @@ impl Pods {
         self.containers.ketch()
     }
 
-    fn from_box(&self, target: &str) -> bool {
+    fn box_reaches(&self, target: &str) -> bool {
         let (ip, port) = target.split_once(':').unwrap();
         // Not wget: Debian's static one crashes when it looks up a name.
         let dial = format!("nc -w 3 {ip} {port} < /dev/null");
         self.ketch().kubectl(&["exec", "box", "--", "sh", "-c", &dial]).status.success()
     }
 
-    fn from_guest(&self, target: &str) -> bool {
+    fn guest_reaches(&self, target: &str) -> bool {
         let path = format!("/fetch?url=http://{target}/");
         get(&format!("{}:8080", self.guest), "guest", &path).is_ok_and(|(status, _)| status == 200)
     }
@@ -83,7 +83,12 @@ impl Pods {
     /// Who is reached on 8080: the container and the component, by the container and by the component.
     fn reach(&self) -> [bool; 4] {
         let (web, hello) = (format!("{}:8080", self.web), format!("{}:8080", self.hello));
-        [self.from_box(&web), self.from_box(&hello), self.from_guest(&web), self.from_guest(&hello)]
+        [
+            self.box_reaches(&web),
+            self.box_reaches(&hello),
+            self.guest_reaches(&web),
+            self.guest_reaches(&hello),
+        ]
     }
 
     fn reached(&self, what: &str, expected: [bool; 4]) {
@@ -143,7 +148,10 @@ fn policies_hold_for_containers_and_components() {
         "{podSelector: {matchLabels: {role: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: client}}}], ports: [{port: http}]}]}",
     );
     pods.reached("clients to servers", ALL);
-    assert!(!pods.from_box(&format!("{}:9090", pods.web)) && !pods.from_guest(&format!("{}:9090", pods.web)));
+    assert!(
+        !pods.box_reaches(&format!("{}:9090", pods.web))
+            && !pods.guest_reaches(&format!("{}:9090", pods.web))
+    );
     // A label that is not there any more.
     pods.ketch().kubectl_ok(&["label", "pod", "box", "role-"]);
     pods.reached("the container that is no client", [false, false, true, true]);
@@ -173,7 +181,7 @@ fn policies_hold_for_containers_and_components() {
             false => Err("no".to_owned()),
         }
     });
-    assert!(!pods.from_box(&web));
+    assert!(!pods.box_reaches(&web));
     pods.ketch().kubectl_ok(&["delete", "networkpolicy", "--all"]);
     pods.reached("everything again", ALL);
 }
