@@ -218,9 +218,9 @@ impl WasmRuntime {
         let memory = if stored.world.is_http() { spec.memory.or(Some(HTTP_MEMORY)) } else { spec.memory };
         let around = Arc::new(Surroundings {
             engine: Arc::clone(&self.engine),
-            pod: sandbox,
             args: arguments(spec),
-            env: Arc::new(spec.env.clone()),
+            env: Arc::new(environment(spec, &sandbox.sandbox.hostname)),
+            pod: sandbox,
             working_dir: spec.working_dir.clone(),
             mounts: spec.mounts.clone(),
             ports: Arc::new(spec.ports.clone()),
@@ -354,6 +354,14 @@ fn arguments(spec: &ContainerSpec) -> Vec<String> {
     let name = images::repository(&spec.image.id).rsplit('/').next().unwrap_or_default();
     let name = if spec.command.is_empty() { vec![format!("{name}.wasm")] } else { spec.command.clone() };
     name.into_iter().chain(spec.args.iter().cloned()).collect()
+}
+
+/// The program's environment: like runtimes of containers, with the host name, unless it has one of its own.
+fn environment(spec: &ContainerSpec, hostname: &str) -> Vec<(String, String)> {
+    const HOSTNAME: &str = "HOSTNAME";
+    let given = spec.env.iter().any(|(name, _)| name == HOSTNAME) || hostname.is_empty();
+    let own = (!given).then(|| (HOSTNAME.to_owned(), hostname.to_owned()));
+    own.into_iter().chain(spec.env.iter().cloned()).collect()
 }
 
 /// Lets go of the code of idle services and of connections nobody uses.

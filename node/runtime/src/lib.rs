@@ -64,6 +64,9 @@ pub struct PodSandbox {
     pub dns: Option<Dns>,
     /// Labels of the pod.
     pub labels: BTreeMap<String, String>,
+    /// Names that go before those of the resolver, in lower case: the pod's own and `hostAliases`. For guests
+    /// without an `/etc/hosts`.
+    pub hosts: BTreeMap<String, Vec<IpAddr>>,
     /// The host's network, PID and IPC namespaces, and one PID namespace for all containers.
     pub namespaces: Namespaces,
     /// `spec.securityContext`.
@@ -87,6 +90,7 @@ impl PodSandbox {
             dns: None,
             labels: BTreeMap::new(),
             namespaces: Namespaces::default(),
+            hosts: BTreeMap::new(),
             security: PodSecurityContext::default(),
             logs: PathBuf::new(),
         }
