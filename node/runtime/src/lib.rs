@@ -177,6 +177,8 @@ pub struct ContainerSpec {
     pub stdin: bool,
     /// Longest an HTTP request may take.
     pub request_timeout: Duration,
+    /// Whether the end of the first client's input is the end of the container's.
+    pub stdin_once: bool,
     /// Requests served at a time.
     pub concurrency: Option<u32>,
     /// How instances are reused.
@@ -207,6 +209,7 @@ impl ContainerSpec {
             stdin: false,
             request_timeout: Duration::from_secs(30),
             concurrency: None,
+            stdin_once: false,
             reuse: Reuse::default(),
             log,
         }
