@@ -56,7 +56,7 @@ async fn try_pull(
     if !present {
         context.event(pod, reference(unit), Report::normal("Pulling", format!("Pulling image \"{image}\"")));
     }
-    let forced = context.forced_runtime(pod)?;
+    let forced = context.forced_runtime(pod).await?;
     let manifest = placement.manifest(&source, image).await;
     let choice =
         Choice { forced, class: class(pod), kind: placement.kind(), containers: context.containers() };
