@@ -6,5 +6,5 @@ mod reference;
 mod registry;
 mod transport;
 
-pub(crate) use policy::{PolicyImages, PolicySource};
+pub(crate) use policy::{NEVER_PULL, PolicyImages, PolicySource};
 pub use registry::{Identity, LocalRegistry, Registries};
