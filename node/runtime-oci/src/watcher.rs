@@ -1,7 +1,14 @@
 //! Noticing that containers changed: containerd's events tell when to look, a slow poll covers what they do
 //! not tell, and only a difference in what CRI lists wakes anybody.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use containerd_client::services::v1::SubscribeRequest;
 use tokio::sync::watch;
@@ -20,58 +27,75 @@ const SETTLE: Duration = Duration::from_millis(4);
 /// Containers and their states.
 type Seen = BTreeMap<String, i32>;
 
-/// Counts `changes` up whenever a container of `owner` changed, until `end`.
-pub(crate) async fn watch(
+/// Counts up whenever a container of `owner` changed, and knows whether containerd answers.
+pub(crate) struct Watcher {
     client: Client,
     owner: String,
     changes: watch::Sender<u64>,
-    end: CancellationToken,
-) {
-    let mut seen = None;
-    while !end.is_cancelled() {
-        let request =
-            scoped(SubscribeRequest { filters: vec!["topic~=\"^/tasks/\",namespace==k8s.io".to_owned()] });
-        let mut events = client.native().events();
-        let subscribed = client.call("subscribe to events", QUICK, events.subscribe(request)).await;
-        match subscribed {
-            Ok(mut stream) => loop {
-                let event = tokio::select! {
-                    () = end.cancelled() => return,
-                    event = tokio::time::timeout(POLL, stream.message()) => event,
-                };
-                match event {
-                    Ok(Ok(Some(_))) => settle(&client, &owner, &mut seen, &changes).await,
-                    Ok(Ok(None) | Err(_)) => break,
-                    Err(_) => _ = look(&client, &owner, &mut seen, &changes).await,
-                }
-            },
-            Err(error) => tracing::debug!(%error, "events of containerd cannot be had"),
-        }
-        _ = look(&client, &owner, &mut seen, &changes).await;
-        tokio::select! {
-            () = end.cancelled() => {}
-            () = tokio::time::sleep(POLL / 6) => {}
-        }
-    }
+    answers: Arc<AtomicBool>,
+    seen: Option<Seen>,
 }
 
-/// CRI learns from the same event, at about the same time: looks until it has.
-async fn settle(client: &Client, owner: &str, seen: &mut Option<Seen>, changes: &watch::Sender<u64>) {
-    let mut wait = SETTLE;
-    while !look(client, owner, seen, changes).await && wait < POLL / 8 {
-        tokio::time::sleep(wait).await;
-        wait *= 2;
+impl Watcher {
+    pub(crate) fn new(
+        client: Client,
+        owner: String,
+        changes: watch::Sender<u64>,
+        answers: Arc<AtomicBool>,
+    ) -> Self {
+        Self { client, owner, changes, answers, seen: None }
     }
-}
 
-/// Whether something changed.
-async fn look(client: &Client, owner: &str, seen: &mut Option<Seen>, changes: &watch::Sender<u64>) -> bool {
-    let Ok(all) = owned(client, owner, []).await else { return false };
-    let now: Seen = all.into_iter().map(|container| (container.id, container.state)).collect();
-    let changed = seen.as_ref() != Some(&now);
-    if changed {
-        *seen = Some(now);
-        changes.send_modify(|count| *count = count.wrapping_add(1));
+    /// Until `end`.
+    pub(crate) async fn run(mut self, end: CancellationToken) {
+        while !end.is_cancelled() {
+            let request = scoped(SubscribeRequest {
+                filters: vec!["topic~=\"^/tasks/\",namespace==k8s.io".to_owned()],
+            });
+            let mut events = self.client.native().events();
+            let subscribed = self.client.call("subscribe to events", QUICK, events.subscribe(request)).await;
+            match subscribed {
+                Ok(mut stream) => loop {
+                    let event = tokio::select! {
+                        () = end.cancelled() => return,
+                        event = tokio::time::timeout(POLL, stream.message()) => event,
+                    };
+                    match event {
+                        Ok(Ok(Some(_))) => self.settle().await,
+                        Ok(Ok(None) | Err(_)) => break,
+                        Err(_) => _ = self.look().await,
+                    }
+                },
+                Err(error) => tracing::debug!(%error, "events of containerd cannot be had"),
+            }
+            _ = self.look().await;
+            tokio::select! {
+                () = end.cancelled() => {}
+                () = tokio::time::sleep(POLL / 6) => {}
+            }
+        }
     }
-    changed
+
+    /// CRI learns from the same event, at about the same time: looks until it has.
+    async fn settle(&mut self) {
+        let mut wait = SETTLE;
+        while !self.look().await && wait < POLL / 8 {
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+
+    /// Whether something changed.
+    async fn look(&mut self) -> bool {
+        let all = owned(&self.client, &self.owner, []).await;
+        self.answers.store(all.is_ok(), Relaxed);
+        let Ok(all) = all else { return false };
+        let now: Seen = all.into_iter().map(|container| (container.id, container.state)).collect();
+        let changed = self.seen.as_ref() != Some(&now);
+        if changed {
+            self.seen = Some(now);
+            self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        }
+        changed
+    }
 }

@@ -410,7 +410,8 @@ impl Runtime for WasmRuntime {
                        run a 64-bit kernel with at least 47 address bits, without ulimit -v";
         let limitations =
             if self.engine.layout == Layout::Compact { vec![compact.to_owned()] } else { Vec::new() };
-        Capabilities { version: format!("wasmtime://{}", crate::WASMTIME_VERSION), limitations }
+        let version = format!("wasmtime://{}", crate::WASMTIME_VERSION);
+        Capabilities { version, limitations, ..Capabilities::default() }
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {

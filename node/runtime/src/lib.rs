@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub version: String,
     /// What does not work here and how to mend it, one line each.
     pub limitations: Vec<String>,
+    /// Why nothing can be started or ended at present, when the runtime's own means are away.
+    pub unavailable: Option<String>,
 }
 
 /// What a pod's containers share. Runtimes take what means something to them: a runtime without processes

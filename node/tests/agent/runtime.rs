@@ -108,7 +108,7 @@ impl HttpService for Web {
 #[async_trait]
 impl Runtime for Fake {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { version: format!("{}://1", self.name), limitations: Vec::new() }
+        Capabilities { version: format!("{}://1", self.name), ..Capabilities::default() }
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
