@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     actions::{self, Done},
     context::{Context, Report, WASM},
-    machine::{self, Desired, Observed, Outcome, Phase, Role, Step, next, render},
+    machine::{self, Desired, Observed, Outcome, Phase, Role, Step, Unit, next, render},
     placement::Placement,
     writer::StatusWriter,
 };
@@ -151,7 +151,23 @@ impl Worker {
             }
         }
         self.runs_on(&name, runtime);
-        self.observed.finish(&self.desired, Outcome::State(name, attempt, state), Timestamp::now());
+        self.finish(Outcome::State(name, attempt, state));
+    }
+
+    /// Folds an outcome in. A container whose restart has to wait from now on leaves an event.
+    fn finish(&mut self, outcome: Outcome) {
+        let now = Timestamp::now();
+        let ended = match &outcome {
+            Outcome::State(name, ..) | Outcome::Stopped(name, _) => self.desired.unit(name).cloned(),
+            _ => None,
+        };
+        let waits =
+            |worker: &Self, unit: &Unit| machine::crash_looping(&worker.desired, &worker.observed, unit, now);
+        let ended = ended.filter(|unit| !waits(self, unit));
+        self.observed.finish(&self.desired, outcome, now);
+        if let Some(unit) = ended.filter(|unit| waits(self, unit)) {
+            actions::note_back_off(&self.context, &self.desired, &unit);
+        }
     }
 
     /// Notes which runtime has a container.
@@ -162,7 +178,7 @@ impl Worker {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Outcome(outcome) => self.observed.finish(&self.desired, outcome, Timestamp::now()),
+            Done::Outcome(outcome) => self.finish(outcome),
             Done::Pulled { name, runtime, result } => {
                 if let Some(runtime) = runtime {
                     self.runs_on(&name, runtime);
@@ -245,7 +261,6 @@ impl Worker {
             Step::Restart(name) => {
                 let runtime = self.runtimes.get(&name).copied().unwrap_or(0);
                 let last = state(&name).last?;
-                actions::note_restart(&context, &self.desired, &name, &state(&name));
                 Some(Box::pin(actions::forget(context, pod, name, last.attempt, runtime)))
             }
             Step::Stop { name, grace, why } => {

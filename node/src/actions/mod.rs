@@ -22,7 +22,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 
 use crate::{
     context::{Context, Report},
-    machine::{Desired, Failure, Outcome, Role, Unit, UnitState, container_id},
+    machine::{Desired, Failure, Outcome, Role, Unit, container_id, pod_title},
 };
 
 pub(crate) use lifecycle::{Stop, stop};
@@ -76,16 +76,11 @@ pub(crate) async fn refresh(context: Arc<Context>, pod: Arc<core::Pod>) -> Done 
     }
 }
 
-/// Says that a container is in a restart loop.
-pub(crate) fn note_restart(context: &Context, desired: &Desired, name: &str, state: &UnitState) {
-    let Some(unit) = desired.unit(name) else { return };
-    if state.attempt > 1 {
-        let meta = &desired.pod.metadata;
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let pod = format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid));
-        let message = format!("Back-off restarting failed container {name} in pod {pod}");
-        context.event(&desired.pod, reference(unit), Report::warning("BackOff", message));
-    }
+/// Says that a container's restart has to wait.
+pub(crate) fn note_back_off(context: &Context, desired: &Desired, unit: &Unit) {
+    let (name, pod) = (&unit.name, pod_title(&desired.pod));
+    let message = format!("Back-off restarting failed container {name} in pod {pod}");
+    context.event(&desired.pod, reference(unit), Report::warning("BackOff", message));
 }
 
 /// Makes a runtime forget an ended instance. Its outcome is nothing: the next instance has another id.
