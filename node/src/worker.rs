@@ -49,6 +49,8 @@ const HOLD: Duration = Duration::from_millis(150);
 const REWRITE: Duration = Duration::from_secs(1);
 /// Between looks at the sources of a pod's volumes.
 const REFRESH: Duration = Duration::from_secs(40);
+/// Between looks at how much of the disk a pod uses (upstream's figure).
+const MEASURE: Duration = Duration::from_secs(10);
 
 /// One pod's worker.
 pub(crate) struct Worker {
@@ -63,6 +65,8 @@ pub(crate) struct Worker {
     write_after: Option<Instant>,
     hold_until: Instant,
     refresh_at: Option<Instant>,
+    /// `None`: nothing the pod writes is limited.
+    measure_at: Option<Instant>,
     runtimes: HashMap<String, usize>,
     placement: Arc<Placement>,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -91,6 +95,7 @@ impl Worker {
             write_after: None,
             hold_until: Instant::now() + HOLD,
             refresh_at: None,
+            measure_at: None,
             runtimes: HashMap::new(),
             placement: Arc::default(),
             running: FuturesUnordered::new(),
@@ -190,6 +195,12 @@ impl Worker {
             }
             Done::Wrote(result) => self.wrote(*result),
             Done::Refreshed => {}
+            Done::Measured(excess) => {
+                self.measure_at = Some(Instant::now() + MEASURE);
+                if let Some(message) = excess {
+                    self.finish(Outcome::Evicted(message));
+                }
+            }
         }
     }
 
@@ -236,6 +247,7 @@ impl Worker {
         match step {
             Step::Prepare => {
                 self.refresh_at = Some(Instant::now() + REFRESH);
+                self.measure_at = actions::has_limits(&context, &pod).then(|| Instant::now() + MEASURE);
                 let runs_containers = self.runtimes.values().any(|runtime| *runtime != WASM);
                 let placement = Arc::clone(&self.placement);
                 Some(Box::pin(actions::prepare(context, pod, placement, runs_containers)))
@@ -311,6 +323,14 @@ impl Worker {
             }
             wake = wake.min(self.refresh_at.unwrap_or(wake));
         }
+        if let Some(at) = self.measure_at {
+            if at <= clock {
+                // Again once it is done.
+                self.measure_at = None;
+                self.measure();
+            }
+            wake = wake.min(self.measure_at.unwrap_or(wake));
+        }
         let blocked = self.write_after.filter(|after| *after > clock);
         let held = (self.starting() && self.hold_until > clock).then_some(self.hold_until);
         match blocked.max(held) {
@@ -322,6 +342,22 @@ impl Worker {
                 wake
             }
         }
+    }
+
+    /// Begins a look at how much of the disk the pod uses, unless it is on its way out.
+    fn measure(&mut self) {
+        if self.desired.gone
+            || self.desired.deleting.is_some()
+            || self.observed.cleaned != machine::Stage::Idle
+        {
+            return;
+        }
+        let running =
+            (self.observed.units.iter()).filter(|(_, unit)| matches!(unit.phase, Phase::Running { .. })).map(
+                |(name, unit)| (name.clone(), unit.attempt, self.runtimes.get(name).copied().unwrap_or(WASM)),
+            );
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.desired.pod));
+        self.running.push(Box::pin(actions::measure(context, pod, running.collect())));
     }
 
     /// Whether the pod is on its way up for the first time and nothing failed.

@@ -208,7 +208,7 @@ impl OciRuntime {
         created.map(|reply| reply.container_id)
     }
 
-    /// Starts a created container. One that cannot be started has ended: its state says why.
+    /// Starts a created container. One that cannot be started has also ended, with its state saying so.
     async fn run(&self, id: String) -> Result<(), Error> {
         let mut runtime = self.client.runtime();
         let request = StartContainerRequest { container_id: id };
@@ -390,7 +390,11 @@ impl Runtime for OciRuntime {
         let stats = self.client.call("measure the container", QUICK, stats).await?.stats.unwrap_or_default();
         let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |value| value.value);
         let memory = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |value| value.value);
-        Ok(Usage { cpu: Duration::from_nanos(cpu), memory, ..Usage::default() })
+        // Without overlays a container's files are a copy of its image's: what it wrote cannot be told.
+        let disk =
+            stats.writable_layer.and_then(|layer| layer.used_bytes).filter(|_| self.images.has_overlays());
+        let disk = disk.map_or(0, |value| value.value);
+        Ok(Usage { cpu: Duration::from_nanos(cpu), memory, disk, ..Usage::default() })
     }
 
     async fn exec(

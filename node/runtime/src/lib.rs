@@ -64,11 +64,11 @@ pub struct PodSandbox {
     pub hostname: String,
     /// Resolver configuration of its containers; `None`: the host's.
     pub dns: Option<Dns>,
-    /// Labels of the pod.
-    pub labels: BTreeMap<String, String>,
     /// Names that go before those of the resolver, in lower case: the pod's own and `hostAliases`. For guests
     /// without an `/etc/hosts`.
     pub hosts: BTreeMap<String, Vec<IpAddr>>,
+    /// Labels of the pod.
+    pub labels: BTreeMap<String, String>,
     /// The host's network, PID and IPC namespaces, and one PID namespace for all containers.
     pub namespaces: Namespaces,
     /// `spec.securityContext`.
@@ -90,9 +90,9 @@ impl PodSandbox {
             outbound: Vec::new(),
             network_namespace: None,
             dns: None,
+            hosts: BTreeMap::new(),
             labels: BTreeMap::new(),
             namespaces: Namespaces::default(),
-            hosts: BTreeMap::new(),
             security: PodSecurityContext::default(),
             logs: PathBuf::new(),
         }
@@ -177,10 +177,10 @@ pub struct ContainerSpec {
     pub tty: bool,
     /// Whether it has a standard input that can be attached to.
     pub stdin: bool,
-    /// Longest an HTTP request may take.
-    pub request_timeout: Duration,
     /// Whether the end of the first client's input is the end of the container's.
     pub stdin_once: bool,
+    /// Longest an HTTP request may take.
+    pub request_timeout: Duration,
     /// Requests served at a time.
     pub concurrency: Option<u32>,
     /// How instances are reused.
@@ -209,9 +209,9 @@ impl ContainerSpec {
             security: SecurityContext::default(),
             tty: false,
             stdin: false,
+            stdin_once: false,
             request_timeout: Duration::from_secs(30),
             concurrency: None,
-            stdin_once: false,
             reuse: Reuse::default(),
             log,
         }
@@ -355,6 +355,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Bytes of memory held now.
     pub memory: u64,
+    /// Bytes on disk that it has written to its own files, volumes and log left out. May lag behind.
+    pub disk: u64,
     /// HTTP requests served.
     pub requests: u64,
     /// Instances made.

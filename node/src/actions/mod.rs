@@ -12,6 +12,7 @@ mod pull;
 mod sandbox;
 mod spec;
 mod start;
+mod storage;
 mod tls;
 
 use std::{io::Read, os::unix::fs::OpenOptionsExt, sync::Arc};
@@ -30,6 +31,7 @@ pub(crate) use prepare::prepare;
 pub(crate) use probe::{ProbeTarget, probe};
 pub(crate) use pull::pull;
 pub(crate) use start::{Start, start};
+pub(crate) use storage::{has_limits, measure};
 
 /// How an action ended.
 pub(crate) enum Done {
@@ -39,8 +41,10 @@ pub(crate) enum Done {
     Pulled { name: String, runtime: Option<usize>, result: Result<ketch_runtime::Image, Failure> },
     /// A write of the status.
     Wrote(Box<Result<core::Pod, kube::Error>>),
-    /// Volumes were looked at.
+    /// Nothing came of it: volumes were looked at, say.
     Refreshed,
+    /// What the pod uses of the disk was measured: what to say when it is too much.
+    Measured(Option<String>),
 }
 
 /// `namespace/name`.
@@ -62,18 +66,12 @@ fn reference(unit: &Unit) -> Option<(&str, bool)> {
     Some((unit.name.as_str(), unit.role != Role::Main))
 }
 
-/// Looks again at what the pod's volumes come from, and at how large they are.
+/// Looks again at what the pod's volumes come from.
 pub(crate) async fn refresh(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
     if let Err(failure) = crate::volumes::refresh(&context, &pod).await {
         tracing::debug!(pod = %title(&pod), message = failure.message, "volumes were not refreshed");
     }
-    match crate::volumes::too_large(&context, &pod).await {
-        Some(message) => {
-            context.event(&pod, None, Report::warning("Evicted", message.clone()));
-            Done::Outcome(Outcome::Evicted(message))
-        }
-        None => Done::Refreshed,
-    }
+    Done::Refreshed
 }
 
 /// Says that a container's restart has to wait.

@@ -185,7 +185,13 @@ impl Runtime for Fake {
     }
 
     async fn usage(&self, _: &ContainerId) -> Result<Usage, Error> {
-        Ok(Usage { cpu: Duration::from_millis(5), memory: 65_536, requests: 3, instances: 1 })
+        Ok(Usage {
+            cpu: Duration::from_millis(5),
+            memory: 65_536,
+            requests: 3,
+            instances: 1,
+            ..Usage::default()
+        })
     }
 
     async fn exec(
