@@ -182,7 +182,7 @@ pub(super) async fn sidecars_end_after_deletion_too(pod: Pod) {
 
 pub(super) async fn the_deadline_ends_the_pod(pod: Pod) {
     let main = pod.container("main", &[OnTerm(143), Forever]);
-    pod.create(json!({"restartPolicy": "Always", "activeDeadlineSeconds": 3, "containers": [main]})).await;
+    pod.create(json!({"restartPolicy": "Always", "activeDeadlineSeconds": 10, "containers": [main]})).await;
     let ended = format!("main={}", Kind::TERMINATED);
     pod.becomes(&[
         "phase=Failed",
