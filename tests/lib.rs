@@ -13,6 +13,8 @@
     reason = "a test fails by panicking and says what it sees"
 )]
 
+mod containers;
+
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -21,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use containers::Containers;
 use serde_json::Value;
 
 /// Longest any condition is waited for. Generous: the machine may be busy with other tests.
@@ -189,6 +192,16 @@ impl Ketch {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// `SIGTERM`, and waits for the end; one that does not end is killed.
+    pub fn end(mut self) {
+        let pid = self.pid().to_string();
+        let _ = Command::new("kill").args(["-s", "TERM", &pid]).output();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while Instant::now() < deadline && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A client command of the binary against this cluster.

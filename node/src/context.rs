@@ -2,8 +2,12 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use ketch_api::{k8s::api::core::v1 as core, names};
+use ketch_api::{
+    k8s::api::{core::v1 as core, node::v1::RuntimeClass},
+    names,
+};
 use ketch_runtime::{ContainerId, HttpService, Runtime};
+use kube::api::Api;
 
 use crate::{
     addresses::AddressBook,
@@ -79,27 +83,49 @@ impl Context {
         format!("containers are not available on this node: {fix}")
     }
 
-    /// The runtime that a pod's runtime class names; `None`: the image decides.
-    pub(crate) fn forced_runtime(&self, pod: &core::Pod) -> Result<Option<usize>, Failure> {
+    /// The runtime that a pod's runtime class names; `None`: the image decides. A class is a handler of this
+    /// node, which needs no object, or a RuntimeClass that names one.
+    pub(crate) async fn forced_runtime(&self, pod: &core::Pod) -> Result<Option<usize>, Failure> {
         let Some(class) = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()) else {
             return Ok(None);
         };
-        let named = |entry: &RuntimeEntry| entry.handlers.iter().any(|handler| handler == class);
-        if let Some(index) = self.runtimes.iter().position(named) {
+        if let Some(index) = self.handled(class)? {
             return Ok(Some(index));
         }
-        if class == names::WASM_RUNTIME_CLASS || names::WASM_RUNTIME_CLASS_ALIASES.contains(&class) {
-            return Ok(Some(WASM));
-        }
-        if self.unavailable.iter().any(|one| one.handlers.iter().any(|handler| handler == class)) {
-            let message = format!("RuntimeClass {class:?}: {}", self.no_containers());
-            return Err(Failure { reason: "FailedCreatePodSandBox", message });
+        let classes: Api<RuntimeClass> = Api::all(self.client.clone());
+        let found = classes.get_opt(class).await.map_err(|error| Failure {
+            reason: "FailedCreatePodSandBox",
+            message: format!("RuntimeClass {class:?} cannot be read: {error}"),
+        })?;
+        if let Some(object) = &found
+            && let Some(index) = self.handled(&object.handler)?
+        {
+            return Ok(Some(index));
         }
         let known: Vec<&str> =
             self.runtimes.iter().flat_map(|entry| &entry.handlers).map(String::as_str).collect();
-        let message =
-            format!("RuntimeClass {class:?} is not available on this node; it offers {}", known.join(", "));
+        let what = match found {
+            Some(object) => format!("its handler {:?} is not available", object.handler),
+            None => "not found, and no handler has that name".to_owned(),
+        };
+        let message = format!("RuntimeClass {class:?}: {what} on this node; it offers {}", known.join(", "));
         Err(Failure { reason: "FailedCreatePodSandBox", message })
+    }
+
+    /// The runtime of a handler. `Err`: the node could have it and has not.
+    fn handled(&self, handler: &str) -> Result<Option<usize>, Failure> {
+        let has = |handlers: &[String]| handlers.iter().any(|one| one == handler);
+        if let Some(index) = self.runtimes.iter().position(|entry| has(&entry.handlers)) {
+            return Ok(Some(index));
+        }
+        if handler == names::WASM_RUNTIME_CLASS || names::WASM_RUNTIME_CLASS_ALIASES.contains(&handler) {
+            return Ok(Some(WASM));
+        }
+        if self.unavailable.iter().any(|one| has(&one.handlers)) {
+            let message = format!("RuntimeClass {handler:?}: {}", self.no_containers());
+            return Err(Failure { reason: "FailedCreatePodSandBox", message });
+        }
+        Ok(None)
     }
 
     /// The HTTP service of an instance of a container.

@@ -172,16 +172,25 @@ fn pressure(type_: &str, low: bool, bad: &str, good: &str, noun: &str) -> core::
     condition(type_, low, if low { bad } else { good }, &message)
 }
 
+/// Why pods of one kind cannot run at present.
+pub(crate) struct Missing {
+    /// One word.
+    pub(crate) reason: &'static str,
+    /// What is missing, and what to do.
+    pub(crate) text: String,
+}
+
 /// Whether pods of both kinds can run, and what is limited about it. Informative: nothing schedules by it.
 pub(crate) fn runtimes(
-    missing: Option<&str>,
+    missing: Option<&Missing>,
     versions: &[String],
     limitations: &[String],
 ) -> core::NodeCondition {
-    let what: Vec<&str> = missing.into_iter().chain(limitations.iter().map(String::as_str)).collect();
+    let missing_text = missing.map(|missing| missing.text.as_str());
+    let what: Vec<&str> = missing_text.into_iter().chain(limitations.iter().map(String::as_str)).collect();
     let type_ = format!("{}/Containers", names::DOMAIN);
     match missing {
-        Some(_) => condition(&type_, false, "RuntimeMissing", &what.join("; ")),
+        Some(missing) => condition(&type_, false, missing.reason, &what.join("; ")),
         None if what.is_empty() => condition(&type_, true, "RuntimesReady", &versions.join(", ")),
         None => condition(&type_, true, "RuntimesLimited", &what.join("; ")),
     }

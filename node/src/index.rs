@@ -67,9 +67,16 @@ impl Index {
         self.instances.write().unwrap_or_else(PoisonError::into_inner).insert(instance.to_owned(), runs);
     }
 
-    /// Keeps only instances that `test` accepts.
-    pub(crate) fn retain(&self, test: impl Fn(&str) -> bool) {
-        self.instances.write().unwrap_or_else(PoisonError::into_inner).retain(|id, _| test(id));
+    /// Notes that an instance was started, unless the runtime has said more of it: who is told that a container
+    /// runs can use it at once.
+    pub(crate) fn begun(&self, instance: &str) {
+        let mut instances = self.instances.write().unwrap_or_else(PoisonError::into_inner);
+        instances.entry(instance.to_owned()).or_insert(true);
+    }
+
+    /// Forgets an instance.
+    pub(crate) fn forget(&self, instance: &str) {
+        self.instances.write().unwrap_or_else(PoisonError::into_inner).remove(instance);
     }
 
     /// Whether an instance runs; `None`: the runtimes do not know it.

@@ -190,6 +190,14 @@ impl ClusterNetwork {
         }
     }
 
+    /// What a name stands for in a pod: its own table of hosts goes before the cluster's names.
+    fn answer(&self, pod: &PodSandbox, name: &str) -> Answer {
+        match pod.hosts.get(&name.to_ascii_lowercase()) {
+            Some(addresses) => Answer::Addresses(addresses.clone()),
+            None => names::resolve(&self.table.load(), &self.config.pod_cidrs, &pod.namespace, name),
+        }
+    }
+
     /// Addresses of a name outside the cluster, unless no pattern of the pod could mean it: a look-up is a
     /// message to whoever runs the name's servers.
     async fn outside(&self, pod: &PodSandbox, name: &str) -> Result<Vec<IpAddr>, Error> {
@@ -298,8 +306,7 @@ impl ClusterNetwork {
 #[async_trait]
 impl Network for ClusterNetwork {
     async fn resolve(&self, pod: &PodSandbox, name: &str) -> Result<Vec<IpAddr>, Error> {
-        let answer = names::resolve(&self.table.load(), &self.config.pod_cidrs, &pod.namespace, name);
-        match answer {
+        match self.answer(pod, name) {
             Answer::Own if pod.network_namespace.is_some() => Ok(vec![LOCALHOST]),
             Answer::Own => {
                 let node = patterns(pod).iter().any(|pattern| *pattern == localhost(pattern));
@@ -326,8 +333,7 @@ impl Network for ClusterNetwork {
     }
 
     async fn dial(&self, pod: &PodSandbox, host: &str, port: u16) -> Result<Vec<SocketAddr>, Error> {
-        let answer = names::resolve(&self.table.load(), &self.config.pod_cidrs, &pod.namespace, host);
-        let (addresses, name) = match answer {
+        let (addresses, name) = match self.answer(pod, host) {
             Answer::Own => (vec![IpAddr::V4(Ipv4Addr::LOCALHOST)], Some("localhost".to_owned())),
             Answer::Addresses(addresses) => (addresses, None),
             Answer::Unknown => (Vec::new(), None),

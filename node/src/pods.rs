@@ -202,7 +202,13 @@ impl Pods {
                 }
             };
             let present: HashSet<&str> = statuses.iter().map(|status| status.id.0.as_str()).collect();
-            self.known.retain(|id, (runtime, _)| *runtime != index || present.contains(id.as_str()));
+            self.known.retain(|id, (runtime, _)| {
+                let stays = *runtime != index || present.contains(id.as_str());
+                if !stays {
+                    self.context.index.forget(id);
+                }
+                stays
+            });
             for status in statuses {
                 let id = status.id.0.clone();
                 if self.known.get(&id).is_some_and(|(_, known)| known.state == status.state) {
@@ -217,7 +223,6 @@ impl Pods {
                 self.known.insert(id, (index, status));
             }
         }
-        self.context.index.retain(|id| self.known.contains_key(id));
         complete
     }
 

@@ -17,7 +17,11 @@ use ketch_api::{
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use tokio_util::sync::CancellationToken;
 
-use crate::{context::Context, host, options::NodeOptions};
+use crate::{
+    context::Context,
+    host::{self, Missing},
+    options::NodeOptions,
+};
 
 /// Between renewals of the Lease: three within the eight seconds after which the control plane gives a node up.
 const RENEW: Duration = Duration::from_secs(2);
@@ -224,9 +228,13 @@ impl Registration {
         let offered = || self.options.runtimes.iter().map(|entry| entry.runtime.capabilities());
         let versions: Vec<String> = offered().map(|one| one.version).collect();
         let limitations: Vec<String> = offered().flat_map(|one| one.limitations).collect();
-        let missing = self.context.containers().is_none().then(|| self.context.no_containers());
+        let away = offered().find_map(|one| one.unavailable);
+        let missing = match self.context.containers() {
+            None => Some(Missing { reason: "RuntimeMissing", text: self.context.no_containers() }),
+            Some(_) => away.map(|text| Missing { reason: "RuntimeNotAnswering", text }),
+        };
         let mut conditions = facts.conditions();
-        conditions.push(host::runtimes(missing.as_deref(), &versions, &limitations));
+        conditions.push(host::runtimes(missing.as_ref(), &versions, &limitations));
         let images =
             self.context.images.present().into_iter().take(IMAGES).map(|image| core::ContainerImage {
                 size_bytes: i64::try_from(image.size).ok(),

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     actions::{self, Done},
     context::{Context, Report, WASM},
-    machine::{self, Desired, Observed, Outcome, Phase, Role, Step, next, render},
+    machine::{self, Desired, Observed, Outcome, Phase, Role, Step, Unit, next, render},
     placement::Placement,
     volumes,
     writer::StatusWriter,
@@ -48,6 +48,8 @@ pub(crate) struct Seen {
 const HOLD: Duration = Duration::from_millis(150);
 /// Before a failed write is made again.
 const REWRITE: Duration = Duration::from_secs(1);
+/// Between looks at how much of the disk a pod uses (upstream's figure).
+const MEASURE: Duration = Duration::from_secs(10);
 
 /// One pod's worker.
 pub(crate) struct Worker {
@@ -62,6 +64,8 @@ pub(crate) struct Worker {
     write_after: Option<Instant>,
     hold_until: Instant,
     refresh_at: Option<Instant>,
+    /// `None`: nothing the pod writes is limited.
+    measure_at: Option<Instant>,
     runtimes: HashMap<String, usize>,
     placement: Arc<Placement>,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
@@ -90,6 +94,7 @@ impl Worker {
             write_after: None,
             hold_until: Instant::now() + HOLD,
             refresh_at: None,
+            measure_at: None,
             runtimes: HashMap::new(),
             placement: Arc::default(),
             running: FuturesUnordered::new(),
@@ -150,7 +155,23 @@ impl Worker {
             }
         }
         self.runs_on(&name, runtime);
-        self.observed.finish(&self.desired, Outcome::State(name, attempt, state), Timestamp::now());
+        self.finish(Outcome::State(name, attempt, state));
+    }
+
+    /// Folds an outcome in. A container whose restart has to wait from now on leaves an event.
+    fn finish(&mut self, outcome: Outcome) {
+        let now = Timestamp::now();
+        let ended = match &outcome {
+            Outcome::State(name, ..) | Outcome::Stopped(name, _) => self.desired.unit(name).cloned(),
+            _ => None,
+        };
+        let waits =
+            |worker: &Self, unit: &Unit| machine::crash_looping(&worker.desired, &worker.observed, unit, now);
+        let ended = ended.filter(|unit| !waits(self, unit));
+        self.observed.finish(&self.desired, outcome, now);
+        if let Some(unit) = ended.filter(|unit| waits(self, unit)) {
+            actions::note_back_off(&self.context, &self.desired, &unit);
+        }
     }
 
     /// Notes which runtime has a container.
@@ -161,7 +182,7 @@ impl Worker {
 
     fn done(&mut self, done: Done) {
         match done {
-            Done::Outcome(outcome) => self.observed.finish(&self.desired, outcome, Timestamp::now()),
+            Done::Outcome(outcome) => self.finish(outcome),
             Done::Pulled { name, runtime, result } => {
                 if let Some(runtime) = runtime {
                     self.runs_on(&name, runtime);
@@ -173,6 +194,12 @@ impl Worker {
             }
             Done::Wrote(result) => self.wrote(*result),
             Done::Refreshed => {}
+            Done::Measured(excess) => {
+                self.measure_at = Some(Instant::now() + MEASURE);
+                if let Some(message) = excess {
+                    self.finish(Outcome::Evicted(message));
+                }
+            }
         }
     }
 
@@ -219,6 +246,7 @@ impl Worker {
         match step {
             Step::Prepare => {
                 self.refresh_at = self.next_refresh();
+                self.measure_at = actions::has_limits(&context, &pod).then(|| Instant::now() + MEASURE);
                 let runs_containers = self.runtimes.values().any(|runtime| *runtime != WASM);
                 let placement = Arc::clone(&self.placement);
                 Some(Box::pin(actions::prepare(context, pod, placement, runs_containers)))
@@ -244,7 +272,6 @@ impl Worker {
             Step::Restart(name) => {
                 let runtime = self.runtimes.get(&name).copied().unwrap_or(0);
                 let last = state(&name).last?;
-                actions::note_restart(&context, &self.desired, &name, &state(&name));
                 Some(Box::pin(actions::forget(context, pod, name, last.attempt, runtime)))
             }
             Step::Stop { name, grace, why } => {
@@ -300,6 +327,14 @@ impl Worker {
             }
             wake = wake.min(self.refresh_at.unwrap_or(wake));
         }
+        if let Some(at) = self.measure_at {
+            if at <= clock {
+                // Again once it is done.
+                self.measure_at = None;
+                self.measure();
+            }
+            wake = wake.min(self.measure_at.unwrap_or(wake));
+        }
         let blocked = self.write_after.filter(|after| *after > clock);
         let held = (self.starting() && self.hold_until > clock).then_some(self.hold_until);
         match blocked.max(held) {
@@ -311,6 +346,22 @@ impl Worker {
                 wake
             }
         }
+    }
+
+    /// Begins a look at how much of the disk the pod uses, unless it is on its way out.
+    fn measure(&mut self) {
+        if self.desired.gone
+            || self.desired.deleting.is_some()
+            || self.observed.cleaned != machine::Stage::Idle
+        {
+            return;
+        }
+        let running =
+            (self.observed.units.iter()).filter(|(_, unit)| matches!(unit.phase, Phase::Running { .. })).map(
+                |(name, unit)| (name.clone(), unit.attempt, self.runtimes.get(name).copied().unwrap_or(WASM)),
+            );
+        let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.desired.pod));
+        self.running.push(Box::pin(actions::measure(context, pod, running.collect())));
     }
 
     /// Whether the pod is on its way up for the first time and nothing failed.

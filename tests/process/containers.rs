@@ -1,88 +1,6 @@
 //! Containers and components in one cluster and in one pod, with real containerd, runc, Redis and nginx.
 
-use std::process::Command;
-
-use ketch_tests::{Ketch, get, is_root, root, succeeded, until};
-
-/// A Ketch with containers and the sample images in its registry; with ranges of its own, because one Ketch
-/// of a machine has a Service range. `None`: there can be none here.
-pub struct Containers {
-    ketch: Option<Ketch>,
-    dir: tempfile::TempDir,
-    ranges: Ranges,
-}
-
-/// Flags for Services, pods and DNS.
-pub type Ranges = [&'static str; 6];
-
-const RANGES: Ranges =
-    ["--service-cidr", "10.153.0.0/16", "--pod-cidr", "10.152.0.0/16", "--dns-addr", "10.153.0.10:53"];
-
-impl Containers {
-    pub fn start(ranges: Ranges) -> Option<Self> {
-        if !is_root() {
-            return None;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let containers = Self { ketch: Some(Self::run(&dir, ranges)), dir, ranges };
-        let push = Command::new(root().join("examples/push-images"))
-            .arg(containers.ketch().address("api-addr"))
-            .env("KUBECONFIG", containers.ketch().kubeconfig())
-            .output();
-        succeeded("push-images", push.unwrap());
-        containers.ketch().deploy("visits", &[]);
-        Some(containers)
-    }
-
-    fn run(dir: &tempfile::TempDir, ranges: Ranges) -> Ketch {
-        Ketch::start_in(dir.path(), &[&ranges[..], &["--containerd", "managed"]].concat())
-    }
-
-    pub fn ketch(&self) -> &Ketch {
-        self.ketch.as_ref().unwrap()
-    }
-
-    /// Kills Ketch, not its containers.
-    pub fn crash(&mut self) {
-        drop(self.ketch.take());
-    }
-
-    pub fn restart(&mut self) {
-        self.ketch = Some(Self::run(&self.dir, self.ranges));
-    }
-
-    /// Names of the containers that the kernel runs for this Ketch.
-    fn processes(&self) -> Vec<String> {
-        let socket = self.dir.path().join("node/containerd/containerd.sock");
-        let mut list = Command::new("ctr");
-        let list = list.arg("-a").arg(socket).args(["-n", "k8s.io", "tasks", "list", "-q"]).output().unwrap();
-        let mut names: Vec<String> =
-            String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Containers {
-    fn drop(&mut self) {
-        // Containers outlive a Ketch that is killed: pods are deleted while it still runs.
-        if let Some(ketch) = &self.ketch {
-            ketch.kubectl(&[
-                "delete",
-                "deployments,functions,pods",
-                "--all",
-                "--grace-period=1",
-                "--timeout=60s",
-            ]);
-            ketch.kubectl(&["wait", "--for=delete", "pods", "--all", "--timeout=60s"]);
-        }
-        drop(self.ketch.take());
-        let pid = std::fs::read_to_string(self.dir.path().join("node/containerd/containerd.pid"));
-        if let Ok(pid) = pid {
-            let _ = Command::new("kill").arg(pid.trim()).status();
-        }
-    }
-}
+use ketch_tests::{Containers, Ketch, get, root, succeeded, until};
 
 fn answers(ketch: &Ketch, service: &str, port: u16, part: &str) -> String {
     let ip = ketch.kubectl_ok(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}"]);
@@ -99,8 +17,10 @@ fn example(ketch: &Ketch, name: &str) {
 
 #[test]
 fn components_and_containers_work_together() {
-    let Some(mut containers) = Containers::start(RANGES) else { return };
+    let Some(mut containers) = Containers::start(152, 153) else { return };
+    containers.push(&[]);
     let ketch = containers.ketch();
+    ketch.deploy("visits", &[]);
     example(ketch, "mixed.yaml");
     for deployment in ["deployment/redis", "deployment/front"] {
         succeeded("rollout", ketch.kubectl(&["rollout", "status", deployment, "--timeout=60s"]));

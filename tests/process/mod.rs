@@ -11,6 +11,7 @@ mod full_disk;
 mod isolation;
 mod join;
 mod kubectl;
+mod lifecycle;
 mod machines;
 mod network;
 mod ordinary_user;

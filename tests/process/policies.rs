@@ -2,12 +2,7 @@
 
 use std::process::Command;
 
-use ketch_tests::{Ketch, get, succeeded, until};
-
-use super::containers::{Containers, Ranges};
-
-const RANGES: Ranges =
-    ["--service-cidr", "10.163.0.0/16", "--pod-cidr", "10.162.0.0/16", "--dns-addr", "10.163.0.10:53"];
+use ketch_tests::{Containers, Ketch, get, succeeded, until};
 
 /// A client and a server of each kind: `box` and `web` are containers, `guest` and `hello` components.
 const PODS: &str = r#"
@@ -46,7 +41,8 @@ struct Pods {
 
 impl Pods {
     fn start() -> Option<Self> {
-        let containers = Containers::start(RANGES)?;
+        let containers = Containers::start(162, 163)?;
+        containers.push(&["busybox"]);
         let ketch = containers.ketch();
         ketch.deploy("hello", &[]);
         ketch.apply(PODS);

@@ -2,9 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ketch_tests::{Ketch, until};
-
-use super::containers::Containers;
+use ketch_tests::{Containers, Ketch, until};
 
 const CLAIM: &str = r"
 apiVersion: v1
@@ -200,9 +198,8 @@ spec:
 
 #[test]
 fn both_kinds_share_a_claim() {
-    let ranges =
-        ["--service-cidr", "10.165.0.0/16", "--pod-cidr", "10.164.0.0/16", "--dns-addr", "10.165.0.10:53"];
-    let Some(containers) = Containers::start(ranges) else { return };
+    let Some(containers) = Containers::start(164, 165) else { return };
+    containers.push(&["busybox"]);
     let ketch = containers.ketch();
     ketch.deploy("job", &[]);
     ketch.apply(&CLAIM.replace("NAME", "shared"));

@@ -34,6 +34,7 @@ pub(crate) fn config(spec: &ContainerSpec, pod: &Kept, owner: &str) -> Result<Co
         annotations: HashMap::from([(LOG.to_owned(), spec.log.to_string_lossy().into_owned())]),
         log_path,
         stdin: spec.stdin,
+        stdin_once: spec.stdin_once,
         tty: spec.tty,
         linux: Some(LinuxContainerConfig {
             resources: Some(resources(spec)),

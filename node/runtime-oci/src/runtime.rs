@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -30,7 +33,8 @@ use crate::{
     image::Images,
     managed::Managed,
     pod::{self, CONTAINER_ID, CONTAINER_NAME, Kept, OWNER, POD_UID},
-    rotation, security, watcher,
+    rotation, security,
+    watcher::Watcher,
 };
 
 /// Statuses asked for at a time.
@@ -61,6 +65,8 @@ pub struct OciRuntime {
     work: PathBuf,
     limits_pods: bool,
     managed: Option<Managed>,
+    /// Whether containerd answered when it was asked last.
+    answers: Arc<AtomicBool>,
     changes: watch::Receiver<u64>,
     /// States that CRI confirmed, by its own id: those of one that runs or ended do not change but by ending.
     states: Mutex<HashMap<String, (i32, ContainerState)>>,
@@ -80,7 +86,9 @@ impl OciRuntime {
         let Parts { client, images, version, owner, work, limits_pods, managed } = parts;
         let (sender, changes) = watch::channel(0);
         let (tasks, end) = (TaskTracker::new(), CancellationToken::new());
-        tasks.spawn(watcher::watch(client.clone(), owner.clone(), sender, end.clone()));
+        let answers = Arc::new(AtomicBool::new(true));
+        let watcher = Watcher::new(client.clone(), owner.clone(), sender, Arc::clone(&answers));
+        tasks.spawn(watcher.run(end.clone()));
         let limits = LogLimits::default();
         tasks.spawn(rotation::rotate(client.clone(), owner.clone(), limits, end.clone()));
         let managed = managed.map(|(managed, child)| {
@@ -88,7 +96,20 @@ impl OciRuntime {
             managed
         });
         let states = Mutex::new(HashMap::new());
-        Self { client, images, version, owner, work, limits_pods, managed, changes, states, tasks, end }
+        Self {
+            client,
+            images,
+            version,
+            owner,
+            work,
+            limits_pods,
+            managed,
+            answers,
+            changes,
+            states,
+            tasks,
+            end,
+        }
     }
 
     /// Ends what goes on in the background. Containers stay, and so does a containerd of our own while there
@@ -208,16 +229,11 @@ impl OciRuntime {
         created.map(|reply| reply.container_id)
     }
 
-    /// Starts a created container. One that cannot be started has ended: its state says why.
+    /// Starts a created container. One that cannot be started has also ended, with its state saying so.
     async fn run(&self, id: String) -> Result<(), Error> {
         let mut runtime = self.client.runtime();
-        let request = StartContainerRequest { container_id: id.clone() };
-        let started = self.client.call("start the container", SLOW, runtime.start_container(request)).await;
-        let Err(error) = started else { return Ok(()) };
-        match self.status(&id).await {
-            Ok(status) if status.state == cri::ContainerState::ContainerExited as i32 => Ok(()),
-            _ => Err(error),
-        }
+        let request = StartContainerRequest { container_id: id };
+        self.client.call("start the container", SLOW, runtime.start_container(request)).await.map(drop)
     }
 
     /// The state of a listed container, asked for once.
@@ -283,7 +299,10 @@ impl Runtime for OciRuntime {
         let unlimited = "this containerd places containers in control groups of systemd: the number of \
                          processes of a pod is not limited; --containerd managed limits it";
         let limitations = if self.limits_pods { Vec::new() } else { vec![unlimited.to_owned()] };
-        Capabilities { version: self.version.clone(), limitations }
+        let away = "containerd does not answer: containers go on, but none is started, ended or looked into \
+                    until it is back";
+        let unavailable = (!self.answers.load(Relaxed)).then(|| away.to_owned());
+        Capabilities { version: self.version.clone(), limitations, unavailable }
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
@@ -396,7 +415,11 @@ impl Runtime for OciRuntime {
         let stats = self.client.call("measure the container", QUICK, stats).await?.stats.unwrap_or_default();
         let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |value| value.value);
         let memory = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |value| value.value);
-        Ok(Usage { cpu: Duration::from_nanos(cpu), memory, ..Usage::default() })
+        // Without overlays a container's files are a copy of its image's: what it wrote cannot be told.
+        let disk =
+            stats.writable_layer.and_then(|layer| layer.used_bytes).filter(|_| self.images.has_overlays());
+        let disk = disk.map_or(0, |value| value.value);
+        Ok(Usage { cpu: Duration::from_nanos(cpu), memory, disk, ..Usage::default() })
     }
 
     async fn exec(

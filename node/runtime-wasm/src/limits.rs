@@ -60,6 +60,7 @@ impl Counters {
             memory: self.memory.load(Relaxed),
             requests: self.requests.load(Relaxed),
             instances: self.instances.load(Relaxed),
+            ..Usage::default()
         }
     }
 }

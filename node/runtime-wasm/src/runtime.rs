@@ -218,9 +218,9 @@ impl WasmRuntime {
         let memory = if stored.world.is_http() { spec.memory.or(Some(HTTP_MEMORY)) } else { spec.memory };
         let around = Arc::new(Surroundings {
             engine: Arc::clone(&self.engine),
-            pod: sandbox,
             args: arguments(spec),
-            env: Arc::new(spec.env.clone()),
+            env: Arc::new(environment(spec, &sandbox.sandbox.hostname)),
+            pod: sandbox,
             working_dir: spec.working_dir.clone(),
             mounts: spec.mounts.clone(),
             ports: Arc::new(spec.ports.clone()),
@@ -356,6 +356,14 @@ fn arguments(spec: &ContainerSpec) -> Vec<String> {
     name.into_iter().chain(spec.args.iter().cloned()).collect()
 }
 
+/// The program's environment: like runtimes of containers, with the host name, unless it has one of its own.
+fn environment(spec: &ContainerSpec, hostname: &str) -> Vec<(String, String)> {
+    const HOSTNAME: &str = "HOSTNAME";
+    let given = spec.env.iter().any(|(name, _)| name == HOSTNAME) || hostname.is_empty();
+    let own = (!given).then(|| (HOSTNAME.to_owned(), hostname.to_owned()));
+    own.into_iter().chain(spec.env.iter().cloned()).collect()
+}
+
 /// Lets go of the code of idle services and of connections nobody uses.
 async fn cool(state: Arc<Mutex<State>>, warm: Duration, over: CancellationToken) {
     let mut ticks = tokio::time::interval((warm / 2).max(Duration::from_millis(100)));
@@ -402,7 +410,8 @@ impl Runtime for WasmRuntime {
                        run a 64-bit kernel with at least 47 address bits, without ulimit -v";
         let limitations =
             if self.engine.layout == Layout::Compact { vec![compact.to_owned()] } else { Vec::new() };
-        Capabilities { version: format!("wasmtime://{}", crate::WASMTIME_VERSION), limitations }
+        let version = format!("wasmtime://{}", crate::WASMTIME_VERSION);
+        Capabilities { version, limitations, ..Capabilities::default() }
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {

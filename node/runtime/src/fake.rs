@@ -201,7 +201,7 @@ fn exited(started: Timestamp, code: i32, reason: &str, message: &str) -> Contain
 #[async_trait]
 impl Runtime for Fake {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { version: "fake://1".into(), limitations: Vec::new() }
+        Capabilities { version: "fake://1".into(), ..Capabilities::default() }
     }
 
     async fn pull(&self, reference: &str, _source: Arc<dyn ImageSource>) -> Result<Image, Error> {

@@ -39,6 +39,8 @@ pub struct Capabilities {
     pub version: String,
     /// What does not work here and how to mend it, one line each.
     pub limitations: Vec<String>,
+    /// Why nothing can be started or ended at present, when the runtime's own means are away.
+    pub unavailable: Option<String>,
 }
 
 /// What a pod's containers share. Runtimes take what means something to them: a runtime without processes
@@ -62,6 +64,9 @@ pub struct PodSandbox {
     pub hostname: String,
     /// Resolver configuration of its containers; `None`: the host's.
     pub dns: Option<Dns>,
+    /// Names that go before those of the resolver, in lower case: the pod's own and `hostAliases`. For guests
+    /// without an `/etc/hosts`.
+    pub hosts: BTreeMap<String, Vec<IpAddr>>,
     /// Labels of the pod.
     pub labels: BTreeMap<String, String>,
     /// The host's network, PID and IPC namespaces, and one PID namespace for all containers.
@@ -85,6 +90,7 @@ impl PodSandbox {
             outbound: Vec::new(),
             network_namespace: None,
             dns: None,
+            hosts: BTreeMap::new(),
             labels: BTreeMap::new(),
             namespaces: Namespaces::default(),
             security: PodSecurityContext::default(),
@@ -171,6 +177,8 @@ pub struct ContainerSpec {
     pub tty: bool,
     /// Whether it has a standard input that can be attached to.
     pub stdin: bool,
+    /// Whether the end of the first client's input is the end of the container's.
+    pub stdin_once: bool,
     /// Longest an HTTP request may take.
     pub request_timeout: Duration,
     /// Requests served at a time.
@@ -201,6 +209,7 @@ impl ContainerSpec {
             security: SecurityContext::default(),
             tty: false,
             stdin: false,
+            stdin_once: false,
             request_timeout: Duration::from_secs(30),
             concurrency: None,
             reuse: Reuse::default(),
@@ -346,6 +355,8 @@ pub struct Usage {
     pub cpu: Duration,
     /// Bytes of memory held now.
     pub memory: u64,
+    /// Bytes on disk that it has written to its own files, volumes and log left out. May lag behind.
+    pub disk: u64,
     /// HTTP requests served.
     pub requests: u64,
     /// Instances made.

@@ -1,6 +1,6 @@
-//! `/etc/hosts` of containers with a file system of their own.
+//! Names that a pod is told: `/etc/hosts` of containers with a file system of their own, a table for guests.
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ketch_api::k8s::api::core::v1 as core;
 use ketch_runtime::Mount;
@@ -22,6 +22,23 @@ pub(super) fn mount(context: &Context, pod: &core::Pod, ip: IpAddr) -> Result<Op
     std::fs::create_dir_all(context.pod_dir(uid(pod))).map_err(failed)?;
     std::fs::write(&source, text).map_err(failed)?;
     Ok(Some(Mount { source, target: TARGET.to_owned(), ..Mount::default() }))
+}
+
+/// The same for guests, which read no file: the pod's own names and its aliases, in lower case.
+pub(super) fn table(pod: &core::Pod, ip: IpAddr) -> BTreeMap<String, Vec<IpAddr>> {
+    let (short, full) = host_names(pod);
+    let own =
+        [Some(short), full].into_iter().flatten().filter(|_| !on_host_network(pod)).map(|name| (name, ip));
+    let aliases = pod.spec.iter().flat_map(|spec| spec.host_aliases.iter().flatten());
+    let aliases = aliases.flat_map(|alias| {
+        let ip: Option<IpAddr> = alias.ip.parse().ok();
+        alias.hostnames.iter().flatten().filter_map(move |name| Some((name.clone(), ip?)))
+    });
+    let mut table: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for (name, ip) in own.chain(aliases) {
+        table.entry(name.to_ascii_lowercase()).or_default().push(ip);
+    }
+    table
 }
 
 /// The file's text, in upstream's form. `node`: the node's own, for a pod on its network.
@@ -64,6 +81,10 @@ mod tests {
         assert!(own.contains("\n127.0.0.1\tlocalhost\n"), "{own}");
         assert!(own.contains("\n10.42.0.130\tdb-0.db.shop.svc.cluster.local\tdb-0\n"), "{own}");
         assert!(own.ends_with("\n# Entries added by HostAliases.\n192.0.2.9\ta\tb\n"), "{own}");
+        let table = table(&pod, "10.42.0.130".parse().unwrap());
+        let names: Vec<&str> = table.keys().map(String::as_str).collect();
+        assert_eq!(names, ["a", "b", "db-0", "db-0.db.shop.svc.cluster.local"]);
+        assert_eq!(table["b"], ["192.0.2.9".parse::<IpAddr>().unwrap()]);
         let node = text(&pod, "192.0.2.1".parse().unwrap(), Some("127.0.0.1 localhost\n"));
         assert!(node.starts_with("# Kubernetes-managed hosts file (host network).\n127.0.0.1 localhost\n"));
         assert!(!node.contains("10.42"));

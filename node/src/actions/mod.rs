@@ -12,6 +12,7 @@ mod pull;
 mod sandbox;
 mod spec;
 mod start;
+mod storage;
 mod tls;
 
 use std::{io::Read, os::unix::fs::OpenOptionsExt, sync::Arc};
@@ -22,7 +23,7 @@ use kube::api::{Api, DeleteParams, Preconditions};
 
 use crate::{
     context::{Context, Report},
-    machine::{Desired, Failure, Outcome, Role, Unit, UnitState, container_id},
+    machine::{Desired, Failure, Outcome, Role, Unit, container_id, pod_title},
 };
 
 pub(crate) use lifecycle::{Stop, stop};
@@ -30,6 +31,7 @@ pub(crate) use prepare::prepare;
 pub(crate) use probe::{ProbeTarget, probe};
 pub(crate) use pull::pull;
 pub(crate) use start::{Start, start};
+pub(crate) use storage::{has_limits, measure};
 
 /// How an action ended.
 pub(crate) enum Done {
@@ -39,8 +41,10 @@ pub(crate) enum Done {
     Pulled { name: String, runtime: Option<usize>, result: Result<ketch_runtime::Image, Failure> },
     /// A write of the status.
     Wrote(Box<Result<core::Pod, kube::Error>>),
-    /// Volumes were looked at.
+    /// Nothing came of it: volumes were looked at, say.
     Refreshed,
+    /// What the pod uses of the disk was measured: what to say when it is too much.
+    Measured(Option<String>),
 }
 
 /// `namespace/name`.
@@ -62,30 +66,19 @@ fn reference(unit: &Unit) -> Option<(&str, bool)> {
     Some((unit.name.as_str(), unit.role != Role::Main))
 }
 
-/// Looks again at what the pod's volumes come from, and at how large they are.
+/// Looks again at what the pod's volumes come from.
 pub(crate) async fn refresh(context: Arc<Context>, pod: Arc<core::Pod>) -> Done {
     if let Err(failure) = crate::volumes::refresh(&context, &pod).await {
         tracing::debug!(pod = %title(&pod), message = failure.message, "volumes were not refreshed");
     }
-    match crate::volumes::too_large(&context, &pod).await {
-        Some(message) => {
-            context.event(&pod, None, Report::warning("Evicted", message.clone()));
-            Done::Outcome(Outcome::Evicted(message))
-        }
-        None => Done::Refreshed,
-    }
+    Done::Refreshed
 }
 
-/// Says that a container is in a restart loop.
-pub(crate) fn note_restart(context: &Context, desired: &Desired, name: &str, state: &UnitState) {
-    let Some(unit) = desired.unit(name) else { return };
-    if state.attempt > 1 {
-        let meta = &desired.pod.metadata;
-        let text = |value: &Option<String>| value.clone().unwrap_or_default();
-        let pod = format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid));
-        let message = format!("Back-off restarting failed container {name} in pod {pod}");
-        context.event(&desired.pod, reference(unit), Report::warning("BackOff", message));
-    }
+/// Says that a container's restart has to wait.
+pub(crate) fn note_back_off(context: &Context, desired: &Desired, unit: &Unit) {
+    let (name, pod) = (&unit.name, pod_title(&desired.pod));
+    let message = format!("Back-off restarting failed container {name} in pod {pod}");
+    context.event(&desired.pod, reference(unit), Report::warning("BackOff", message));
 }
 
 /// Makes a runtime forget an ended instance. Its outcome is nothing: the next instance has another id.

@@ -83,7 +83,7 @@ async fn kind(
     placement: &Placement,
     runs_containers: bool,
 ) -> Result<Kind, Failure> {
-    let forced = context.forced_runtime(pod)?;
+    let forced = context.forced_runtime(pod).await?;
     if let Some(kind) = placement.kind() {
         return Ok(kind);
     }

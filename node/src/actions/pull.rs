@@ -8,11 +8,14 @@ use ketch_runtime::{Error, Image};
 use super::{Done, reference};
 use crate::{
     context::{Context, Report, WASM},
-    images::Wanted,
+    images::{NEVER_PULL, Wanted},
     kind::{Content, Kind, content},
     machine::{Failure, Unit},
     placement::Placement,
 };
+
+/// Reason of an image that is not there and may not be pulled.
+const NEVER: &str = "ErrImageNeverPull";
 
 /// Makes a container's image present.
 pub(crate) async fn pull(
@@ -27,8 +30,14 @@ pub(crate) async fn pull(
         Err(failure) => {
             placement.forget();
             let image = unit.container.image.as_deref().unwrap_or_default();
-            let text = format!("Failed to pull image \"{image}\": {}", failure.message);
-            context.event(&pod, reference(&unit), Report::warning("Failed", text));
+            let first = match failure.reason {
+                NEVER => Report::warning(NEVER, failure.message.clone()),
+                _ => Report::warning(
+                    "Failed",
+                    format!("Failed to pull image \"{image}\": {}", failure.message),
+                ),
+            };
+            context.event(&pod, reference(&unit), first);
             context.event(
                 &pod,
                 reference(&unit),
@@ -53,7 +62,7 @@ async fn try_pull(
     let policy = unit.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
     let begun = Instant::now();
     let (keyring, missing) = context.sources.keyring(pod).await;
-    let forced = context.forced_runtime(pod)?;
+    let forced = context.forced_runtime(pod).await?;
     let wanted = Wanted { keyring, native: forced.is_some_and(|runtime| runtime != WASM) };
     let source = context.images.source(policy, &wanted);
     let present = placement.is_present(&source, image);
@@ -64,7 +73,7 @@ async fn try_pull(
         );
         context.event(pod, None, Report::warning("FailedToRetrieveImagePullSecret", text));
     }
-    if !present {
+    if !present && policy != "Never" {
         context.event(pod, reference(unit), Report::normal("Pulling", format!("Pulling image \"{image}\"")));
     }
     let manifest = placement.manifest(&source, image).await;
@@ -153,13 +162,14 @@ impl Choice<'_> {
 
 /// How a runtime's error shows in a container's waiting state.
 fn failure(error: Error) -> Failure {
-    let reason = match &error {
-        Error::Image(_) | Error::Unsupported(_) => "ErrImageNotRunnable",
-        Error::Config(_) => "InvalidImageName",
-        _ if error.to_string().contains("ErrImageNeverPull") => "ErrImageNeverPull",
-        _ => "ErrImagePull",
+    let text = error.to_string();
+    let (reason, message) = match (&error, text.split_once(NEVER_PULL)) {
+        (Error::Image(_) | Error::Unsupported(_), _) => ("ErrImageNotRunnable", text),
+        (Error::Config(_), _) => ("InvalidImageName", text),
+        (_, Some((_, message))) => (NEVER, message.to_owned()),
+        _ => ("ErrImagePull", text),
     };
-    Failure { reason, message: error.to_string() }
+    Failure { reason, message }
 }
 
 #[cfg(test)]

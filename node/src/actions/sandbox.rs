@@ -11,7 +11,7 @@ use ketch_api::{
 };
 use ketch_runtime::{Dns, Namespaces, PodId, PodSandbox};
 
-use super::{spec::annotation, uid};
+use super::{hosts, spec::annotation, uid};
 use crate::{context::Context, kind::Kind};
 
 /// Longest host name of Linux.
@@ -41,6 +41,7 @@ pub(super) fn sandbox(
         dns: spec
             .filter(|_| kind == Some(Kind::Sandboxed))
             .and_then(|spec| dns(pod, spec, context.dns.as_deref(), &host_resolver())),
+        hosts: hosts::table(pod, ip),
         labels: pod.metadata.labels.clone().unwrap_or_default(),
         namespaces: Namespaces {
             host_network: on_host_network(pod),

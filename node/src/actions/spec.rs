@@ -58,6 +58,7 @@ pub(super) async fn container_spec(
         security,
         tty: container.tty.unwrap_or(false),
         stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         request_timeout: number(pod, "timeout-seconds").map_or(REQUEST_TIMEOUT, Duration::from_secs),
         concurrency: number(pod, "concurrency").and_then(|n| u32::try_from(n).ok()),
         reuse: Reuse {

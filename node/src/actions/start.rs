@@ -58,6 +58,7 @@ async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<
     );
     let (id, port) = (spec.id.clone(), http_port(&spec));
     runtime.start(&PodId(uid(pod).to_owned()), spec).await.map_err(|error| failure(&error))?;
+    context.index.begun(&id.0);
     if let Some(service) = context.http(start.runtime, &id) {
         context.services.insert(SocketAddr::new(start.ip, port), id, service);
     }

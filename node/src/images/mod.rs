@@ -17,7 +17,7 @@ use ketch_runtime::ImageSource;
 pub(crate) use collector::run as collect_garbage;
 pub use hosts::{RegistryHost, RegistryHosts, check as check_registries};
 pub use keyring::Keyring;
-pub(crate) use policy::{PolicyImages, PolicySource};
+pub(crate) use policy::{NEVER_PULL, PolicyImages, PolicySource};
 pub use registry::{Identity, LocalRegistry, Registries};
 
 /// Who asks for an image, and which variant of it.

@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 
 use super::{PodImages, Wanted, collect::Present};
 
+/// How the error of an image begins that may not be pulled: the reason of the container that waits for it.
+pub(crate) const NEVER_PULL: &str = "ErrImageNeverPull: ";
+
 /// Remembers, on disk, which manifest each reference had.
 #[derive(Clone)]
 pub(crate) struct PolicyImages {
@@ -191,9 +194,8 @@ impl ImageSource for PolicySource {
             return Ok(manifest);
         }
         if self.policy == Policy::Never {
-            let text = format!(
-                "ErrImageNeverPull: container image {reference:?} is not present with pull policy of Never"
-            );
+            let text =
+                format!("{NEVER_PULL}Container image {reference:?} is not present with pull policy of Never");
             return Err(Error::Pull(text));
         }
         let manifest = self.source.manifest(reference).await?;
@@ -206,7 +208,7 @@ impl ImageSource for PolicySource {
     async fn blob(&self, reference: &str, digest: &str, size: u64, path: &Path) -> Result<(), Error> {
         if self.policy == Policy::Never {
             let text = format!(
-                "ErrImageNeverPull: blob {digest} of {reference:?} is not present with pull policy of Never"
+                "{NEVER_PULL}Container image {reference:?} is not present with pull policy of Never: it lacks {digest}"
             );
             return Err(Error::Pull(text));
         }

@@ -438,6 +438,9 @@ fn is_settled(phase: &Phase, state: &ContainerState) -> bool {
     }
 }
 
+/// Reason of a container whose restart has to wait.
+pub(super) const CRASH_LOOP: &str = "CrashLoopBackOff";
+
 /// Reason upstream gives for containers that are gone without a trace.
 pub(super) const LOST: &str = "ContainerStatusUnknown";
 
@@ -457,8 +460,14 @@ fn recover_unit(status: core::ContainerStatus, now: Timestamp) -> UnitState {
         last: last.map(|t| recover_exit(t, attempt.saturating_sub(1), now)),
         ..UnitState::default()
     };
+    let waiting = state.waiting.and_then(|waiting| waiting.reason);
     if let Some(terminated) = state.terminated {
         unit.phase = Phase::Exited(recover_exit(terminated, attempt, now));
+    } else if waiting.as_deref() == Some(CRASH_LOOP)
+        && let Some(last) = unit.last.take()
+    {
+        // What is shown as the last state is this very instance.
+        unit.phase = Phase::Exited(Exit { attempt, ..last });
     } else if let Some(running) = state.running {
         unit.phase = Phase::Exited(Exit {
             started: running.started_at.map(|t| t.0),

@@ -7,7 +7,7 @@ use ketch_api::k8s::{api::core::v1 as core, apimachinery::pkg::apis::meta::v1::T
 
 use super::{
     desired::{Desired, RestartPolicy, Role, Unit},
-    observed::{Exit, Observed, Phase, Stage, UnitState},
+    observed::{CRASH_LOOP, Exit, Observed, Phase, Stage, UnitState},
     plan::initialized,
 };
 
@@ -148,18 +148,18 @@ fn container_status(
             let running = core::ContainerStateRunning { started_at: Some(Time(*since)) };
             (core::ContainerState { running: Some(running), ..Default::default() }, state.last.as_ref())
         }
-        Phase::Exited(exit) if crash_looping(desired, observed, unit, &state, exit, now) => {
+        Phase::Exited(exit) if crash_looping(desired, observed, unit, now) => {
             let message = format!(
                 "back-off {} restarting failed container={} pod={}",
                 go_duration(state.crash.delay()),
                 unit.name,
                 pod_title(&desired.pod)
             );
-            (waiting("CrashLoopBackOff", Some(message)), Some(exit))
+            (waiting(CRASH_LOOP, Some(message)), Some(exit))
         }
         Phase::Exited(exit) => (terminated(exit, &id), state.last.as_ref()),
         phase => {
-            let (reason, message) = waiting_reason(desired, observed, unit, phase, now);
+            let (reason, message) = waiting_reason(desired, unit, phase, now);
             (waiting(reason, message), state.last.as_ref())
         }
     };
@@ -195,14 +195,10 @@ pub fn container_id(uid: &str, name: &str, attempt: u32) -> String {
     format!("{uid}.{name}.{attempt}")
 }
 
-fn crash_looping(
-    desired: &Desired,
-    observed: &Observed,
-    unit: &Unit,
-    state: &UnitState,
-    exit: &Exit,
-    now: Timestamp,
-) -> bool {
+/// Whether a container ended and its restart has to wait.
+pub fn crash_looping(desired: &Desired, observed: &Observed, unit: &Unit, now: Timestamp) -> bool {
+    let state = observed.unit(&unit.name);
+    let Phase::Exited(exit) = &state.phase else { return false };
     let leaving = desired.deleting.is_some() || desired.gone || observed.failed.is_some();
     !leaving
         && unit.restart.restarts(exit.code)
@@ -211,7 +207,6 @@ fn crash_looping(
 
 fn waiting_reason(
     desired: &Desired,
-    observed: &Observed,
     unit: &Unit,
     phase: &Phase,
     now: Timestamp,
@@ -227,8 +222,9 @@ fn waiting_reason(
             (failure.reason, Some(failure.message.clone()))
         }
         Phase::Unstartable(failure, _) => (failure.reason, Some(failure.message.clone())),
-        _ if unit.role != Role::Main || init_done(desired, observed) => ("ContainerCreating", None),
-        _ => ("PodInitializing", None),
+        // Upstream goes by whether there are any, not by whether they are done.
+        _ if desired.units.iter().any(|one| one.role != Role::Main) => ("PodInitializing", None),
+        _ => ("ContainerCreating", None),
     }
 }
 
@@ -366,7 +362,7 @@ fn pod_ready(desired: &Desired, before: &core::PodStatus, containers: &Verdict) 
 }
 
 /// `name_namespace(uid)`, as upstream names a pod in messages.
-fn pod_title(pod: &core::Pod) -> String {
+pub fn pod_title(pod: &core::Pod) -> String {
     let meta = &pod.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     format!("{}_{}({})", text(&meta.name), text(&meta.namespace), text(&meta.uid))

@@ -362,6 +362,22 @@ fn recovery_keeps_counts_and_does_not_run_ended_containers_again() {
 }
 
 #[test]
+fn a_restart_that_waited_is_counted_after_recovery_too() {
+    let mut sim = sim(json!({}), |_| Act::Exit(1));
+    sim.run();
+    assert_eq!(sim.status()["containerStatuses"][0]["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    let mut object = (*sim.desired.pod).clone();
+    object.status = serde_json::from_value(sim.status()).unwrap();
+    sim.observed = Observed::recover(&object, sim.now);
+    sim.run();
+    let status = &sim.status()["containerStatuses"][0];
+    assert_eq!(
+        (&status["restartCount"], &status["lastState"]["terminated"]["exitCode"]),
+        (&json!(2), &json!(1))
+    );
+}
+
+#[test]
 fn condition_times_change_only_with_the_condition() {
     let mut sim = sim(json!({}), |_| Act::Run);
     sim.run();

@@ -23,6 +23,7 @@ pub(crate) use mounts::discard;
 pub use mounts::discard_inside;
 use project::{Given, Projection, Source, files, projection};
 pub(crate) use reclaim::run as reclaim;
+pub(crate) use usage::used;
 
 /// How a container sees volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,24 +161,25 @@ fn size(empty: &core::EmptyDirVolumeSource) -> Option<u64> {
     u64::try_from(quantity.value()).ok().filter(|size| *size > 0)
 }
 
-/// What to say of the first volume on disk that is larger than its `sizeLimit`. Those in memory cannot be.
-pub(crate) async fn too_large(context: &Context, pod: &core::Pod) -> Option<String> {
-    for volume in volumes(pod) {
-        let Some(empty) = volume.empty_dir.as_ref().filter(|empty| empty.medium.as_deref() != Some("Memory"))
-        else {
-            continue;
-        };
-        let (Some(limit), Some(text)) = (size(empty), &empty.size_limit) else { continue };
+/// A volume that containers fill, on disk: those in memory have their limit from the kernel.
+pub(crate) struct Scratch {
+    /// Name in the pod.
+    pub(crate) name: String,
+    /// `sizeLimit`, as bytes and as written.
+    pub(crate) limit: Option<(u64, String)>,
+    /// Where it is.
+    pub(crate) directory: PathBuf,
+}
+
+/// The pod's scratch volumes.
+pub(crate) fn scratch(context: &Context, pod: &core::Pod) -> Vec<Scratch> {
+    let one = |volume: &core::Volume| {
+        let empty = volume.empty_dir.as_ref().filter(|empty| empty.medium.as_deref() != Some("Memory"))?;
+        let limit = size(empty).zip(empty.size_limit.as_ref().map(|text| text.0.clone()));
         let directory = directory(context, pod, &volume.name);
-        let measured = tokio::task::spawn_blocking(move || usage::exceeds(&directory, limit)).await;
-        if measured.unwrap_or(false) {
-            return Some(format!(
-                "Usage of EmptyDir volume \"{}\" exceeds the limit \"{}\". ",
-                volume.name, text.0
-            ));
-        }
-    }
-    None
+        Some(Scratch { name: volume.name.clone(), limit, directory })
+    };
+    volumes(pod).iter().filter_map(one).collect()
 }
 
 /// The container's mounts. In a pod with containers a `subPath` is pinned first: another container may change

@@ -108,7 +108,7 @@ impl HttpService for Web {
 #[async_trait]
 impl Runtime for Fake {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { version: format!("{}://1", self.name), limitations: Vec::new() }
+        Capabilities { version: format!("{}://1", self.name), ..Capabilities::default() }
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
@@ -185,7 +185,13 @@ impl Runtime for Fake {
     }
 
     async fn usage(&self, _: &ContainerId) -> Result<Usage, Error> {
-        Ok(Usage { cpu: Duration::from_millis(5), memory: 65_536, requests: 3, instances: 1 })
+        Ok(Usage {
+            cpu: Duration::from_millis(5),
+            memory: 65_536,
+            requests: 3,
+            instances: 1,
+            ..Usage::default()
+        })
     }
 
     async fn exec(

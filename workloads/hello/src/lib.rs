@@ -7,6 +7,7 @@
 //! | `/echo` | the request's body |
 //! | `/big?n=N` | N bytes |
 //! | `/slow?ms=N` | after N milliseconds |
+//! | `/file?path=FILE` | the file, or 404 |
 //! | `/fetch?url=URL` | status and body of URL, fetched by this component |
 //!
 //! Writes one line per request to its log.
@@ -44,6 +45,10 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
                 monotonic_clock::subscribe_duration(wait * 1_000_000).block();
                 respond(out, 200, b"slow\n");
             }
+            "/file" => match std::fs::read(query.strip_prefix("path=").unwrap_or_default()) {
+                Ok(bytes) => respond(out, 200, &bytes),
+                Err(error) => respond(out, 404, format!("{error}\n").as_bytes()),
+            },
             "/fetch" => match fetch(query.strip_prefix("url=").unwrap_or_default()) {
                 Ok((status, body)) => respond(out, status, &body),
                 Err(error) => respond(out, 502, format!("{error}\n").as_bytes()),

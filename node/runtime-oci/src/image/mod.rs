@@ -54,6 +54,11 @@ impl Images {
         Self { client, dir, snapshotter, host: Platform::host() }
     }
 
+    /// Whether a container's own files are kept apart from its image's.
+    pub(crate) fn has_overlays(&self) -> bool {
+        self.snapshotter == "overlayfs"
+    }
+
     /// Makes `reference` present. See [`ketch_runtime::Runtime::pull`].
     pub(crate) async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
         let name = Name::parse(reference);

@@ -60,7 +60,10 @@ async fn the_end_is_told_as_it_was() {
     // A program that is not there.
     let mut spec = rig.script(&pod, "missing", "").await;
     spec.command = vec!["/bin/none".into()];
-    let (code, reason, _) = rig.run_spec(&pod, spec).await;
+    let error = rig.runtime.start(&pod.id, spec.clone()).await.unwrap_err();
+    assert!(error.to_string().contains("no such file or directory"), "{error}");
+    let ended = rig.until(&spec.id, |state| matches!(state, ContainerState::Exited { .. })).await;
+    let ContainerState::Exited { code, reason, .. } = ended else { panic!("not over") };
     assert_eq!((code, reason.as_str()), (128, "StartError"));
     // SIGTERM that is ignored, and one that is obeyed.
     let running = |state: &ContainerState| matches!(state, ContainerState::Running { .. });

@@ -1,0 +1,197 @@
+//! A Ketch that runs containers, and the end of everything it started, whatever became of the test.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::{Ketch, is_root, root, succeeded};
+
+/// A Ketch with a containerd of its own and sample images in its registry. Nothing of it is left when this is
+/// dropped: containers and containerd would outlive a Ketch that is killed.
+pub struct Containers {
+    ketch: Option<Ketch>,
+    /// Data directory.
+    pub dir: tempfile::TempDir,
+    flags: Vec<String>,
+}
+
+impl Containers {
+    /// With ranges of its own, because one Ketch of a machine has a Service range: `pods` and `services` are
+    /// the second bytes of `10.x.0.0/16`. `None`: there can be none here.
+    pub fn start(pods: u8, services: u8) -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let flags = ["--containerd", "managed"].map(str::to_owned).into_iter().chain([
+            "--pod-cidr".to_owned(),
+            format!("10.{pods}.0.0/16"),
+            "--service-cidr".to_owned(),
+            format!("10.{services}.0.0/16"),
+            "--dns-addr".to_owned(),
+            format!("10.{services}.0.10:53"),
+        ]);
+        let mut containers = Self { ketch: None, dir: tempfile::tempdir().unwrap(), flags: flags.collect() };
+        containers.restart();
+        Some(containers)
+    }
+
+    /// Brings sample images into the registry, as `ketch.local/default/NAME:latest`; all of them without names.
+    pub fn push(&self, images: &[&str]) {
+        let push = Command::new(root().join("examples/push-images"))
+            .arg(self.ketch().address("api-addr"))
+            .args(images)
+            .env("KUBECONFIG", self.ketch().kubeconfig())
+            .output();
+        succeeded("push-images", push.unwrap());
+    }
+
+    /// The Ketch.
+    pub fn ketch(&self) -> &Ketch {
+        self.ketch.as_ref().unwrap()
+    }
+
+    /// Kills Ketch as a power cut would, not its containers.
+    pub fn crash(&mut self) {
+        drop(self.ketch.take());
+    }
+
+    /// Starts it in the same directory.
+    pub fn restart(&mut self) {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        self.ketch = Some(Ketch::start_in(self.dir.path(), &flags));
+    }
+
+    /// [`Containers::crash`], then [`Containers::restart`].
+    pub fn crash_and_restart(&mut self) {
+        self.crash();
+        self.restart();
+    }
+
+    /// The process id of its containerd.
+    pub fn containerd(&self) -> Option<u32> {
+        let file = self.dir.path().join("node/containerd/containerd.pid");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
+    /// Names of the containers that the kernel runs for this Ketch.
+    pub fn processes(&self) -> Vec<String> {
+        let socket = self.dir.path().join("node/containerd/containerd.sock");
+        let mut list = Command::new("ctr");
+        let list = list.arg("-a").arg(socket).args(["-n", "k8s.io", "tasks", "list", "-q"]).output().unwrap();
+        let mut names: Vec<String> =
+            String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        if let Some(ketch) = self.ketch.take() {
+            // Gracefully: what it set up on the machine goes with it.
+            ketch.end();
+        }
+        end_containers(self.dir.path());
+    }
+}
+
+/// Ends the containerd of a data directory, its shims and their containers, and takes away what they mounted.
+fn end_containers(dir: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let (mut shims, mut groups) = (BTreeSet::new(), BTreeSet::new());
+    // Again, because a container may be on its way while containerd ends.
+    loop {
+        let (own, others): (Vec<_>, Vec<_>) = processes().into_iter().partition(|one| one.names(dir));
+        shims.extend(own.iter().map(|one| one.id));
+        let contained: Vec<_> = others.iter().filter(|one| shims.contains(&one.parent)).collect();
+        if own.is_empty() && contained.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "containers of {} do not end", dir.display());
+        for process in &contained {
+            groups.extend(process.group());
+        }
+        for process in own.iter().chain(contained) {
+            let _ = Command::new("kill").args(["-9", &process.id.to_string()]).output();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    unmount(dir);
+    for group in groups {
+        remove_group(&group);
+    }
+}
+
+struct Process {
+    id: u32,
+    parent: u32,
+    line: Vec<u8>,
+}
+
+/// Everything that runs, the dead that wait for their parent left out.
+fn processes() -> Vec<Process> {
+    let ids = fs::read_dir("/proc").unwrap().flatten();
+    let read = |id: u32| {
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        let is_dead = fields.next()? == "Z";
+        let parent = fields.next()?.parse().ok()?;
+        (!is_dead).then(|| Process {
+            id,
+            parent,
+            line: fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default(),
+        })
+    };
+    ids.filter_map(|entry| read(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+impl Process {
+    /// Whether it is containerd or a shim of the data directory `dir`.
+    fn names(&self, dir: &Path) -> bool {
+        let line = String::from_utf8_lossy(&self.line);
+        let is_containerd = line.split('\0').next().is_some_and(|program| program.contains("containerd"));
+        is_containerd && line.contains(&format!("{}/node/containerd/", dir.display()))
+    }
+
+    /// The control group of everything that its Ketch runs: `/ketch/OWNER`.
+    fn group(&self) -> Option<String> {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", self.id)).ok()?;
+        let path =
+            text.lines().find_map(|line| line.split(':').nth(2).filter(|path| path.starts_with("/ketch/")));
+        Some(path?.split('/').take(3).collect::<Vec<_>>().join("/"))
+    }
+}
+
+/// Unmounts what is mounted under `dir`, the innermost first.
+fn unmount(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|p| Path::new(p).starts_with(dir));
+    for point in points.collect::<Vec<_>>().into_iter().rev() {
+        let _ = Command::new("umount").args(["-l", point]).output();
+    }
+}
+
+/// Removes a control group and those in it from every hierarchy.
+fn remove_group(group: &str) {
+    let remove = |root: &Path| {
+        let mut left = vec![root.join(group.trim_start_matches('/'))];
+        let mut found: Vec<PathBuf> = Vec::new();
+        while let Some(directory) = left.pop() {
+            let inside = fs::read_dir(&directory).into_iter().flatten().flatten().map(|entry| entry.path());
+            left.extend(inside.filter(|path| path.is_dir()));
+            found.push(directory);
+        }
+        for directory in found.into_iter().rev() {
+            let _ = fs::remove_dir(directory);
+        }
+    };
+    remove(Path::new("/sys/fs/cgroup"));
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        remove(&hierarchy.path());
+    }
+}

@@ -1,0 +1,129 @@
+//! One suite of pods' lives, run with Wasm and with containers: same manifests, same status, same events.
+//!
+//! Every scenario is a function over a [`Pod`], which knows the kind. All run beside each other in one cluster;
+//! what is asserted are facts of the pod's status, spelled out as lines (see [`facts`]). Where the kinds differ
+//! the scenario says so, and `docs/operations.md` lists it.
+
+mod ends;
+mod facts;
+mod hardship;
+mod images;
+mod inputs;
+mod network;
+mod probes;
+mod rig;
+mod volumes;
+
+use std::future::Future;
+
+use futures::{FutureExt, future::BoxFuture};
+use ketch_tests::Containers;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use rig::{Cluster, Kind, Pod};
+
+/// Scenarios at work at a time. More would only make each slower.
+const AT_ONCE: usize = 24;
+
+type Scenario = (&'static str, fn(Pod) -> BoxFuture<'static, ()>);
+
+macro_rules! scenarios {
+    ($($module:ident :: $name:ident),* $(,)?) => {
+        &[$((stringify!($name), |pod| $module::$name(pod).boxed())),*]
+    };
+}
+
+/// In the order in which they begin: those that wait longest first.
+const SCENARIOS: &[Scenario] = scenarios![
+    volumes::objects_that_change_reach_the_volume,
+    volumes::a_volume_over_its_limit_ends_the_pod,
+    volumes::storage_over_the_limit_ends_the_pod,
+    ends::failures_are_restarted_with_back_off,
+    ends::success_is_restarted_too,
+    ends::a_failed_init_container_is_tried_again,
+    images::a_missing_image_backs_off,
+    images::logs_are_rotated,
+    probes::liveness_restarts,
+    probes::a_startup_probe_that_never_passes_restarts,
+    probes::readiness_comes_and_goes,
+    probes::programs_probe,
+    probes::a_tcp_probe_connects,
+    ends::programs_complete,
+    ends::programs_fail,
+    ends::init_containers_run_in_order,
+    ends::a_failed_init_container_ends_the_pod,
+    ends::sidecars_start_first_and_end_last,
+    ends::sidecars_end_after_deletion_too,
+    ends::the_deadline_ends_the_pod,
+    ends::memory_is_limited,
+    ends::what_cannot_start_says_why,
+    ends::a_pod_can_be_deleted_at_any_time,
+    ends::deletion_is_graceful,
+    ends::grace_is_limited,
+    ends::last_words_are_kept,
+    ends::most_of_a_pod_is_fixed,
+    probes::hooks_run_before_and_after,
+    probes::a_failed_hook_ends_the_container,
+    inputs::the_environment_comes_from_everywhere,
+    inputs::a_missing_object_is_waited_for,
+    inputs::a_missing_volume_is_waited_for,
+    volumes::objects_become_files,
+    volumes::containers_share_volumes,
+    volumes::memory_volumes_are_limited,
+    images::images_may_be_required_to_be_there,
+    images::runtime_classes_choose,
+    network::containers_share_localhost,
+    network::names_of_the_pod_are_known,
+    network::the_nodes_network_can_be_used,
+];
+
+#[test]
+fn pods_of_both_kinds_live_alike() {
+    let Some(containers) = Containers::start(154, 155) else { return };
+    Cluster::push(&containers);
+    let failed = runtime().block_on(async {
+        let cluster = Cluster::watch(&containers).await;
+        let wanted = std::env::var("SCENARIO").unwrap_or_default();
+        let chosen = SCENARIOS.iter().filter(|(name, _)| name.contains(&wanted));
+        let runs = chosen.flat_map(|(name, run)| Kind::ALL.map(|kind| (cluster.pod(name, kind), run)));
+        beside_each_other(runs.map(|(pod, run)| (pod.title(), run(pod)))).await
+    });
+    assert!(failed.is_empty(), "failed: {failed:#?}");
+}
+
+#[test]
+fn pods_outlive_hard_times() {
+    let Some(mut containers) = Containers::start(168, 169) else { return };
+    Cluster::push(&containers);
+    hardship::a_daemon_that_is_killed(&mut containers);
+    hardship::a_containerd_that_is_killed(&containers);
+    hardship::neighbours_that_take_all(&containers);
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    ketch_tests::install_crypto();
+    tokio::runtime::Runtime::new().unwrap()
+}
+
+/// Runs all of them; the titles of those that panicked.
+async fn beside_each_other(
+    runs: impl Iterator<Item = (String, impl Future<Output = ()> + Send + 'static)>,
+) -> Vec<String> {
+    let (mut tasks, turns) = (JoinSet::new(), std::sync::Arc::new(Semaphore::new(AT_ONCE)));
+    for (title, run) in runs {
+        let turns = std::sync::Arc::clone(&turns);
+        tasks.spawn(async move {
+            let _turn = turns.acquire_owned().await;
+            let begun = std::time::Instant::now();
+            let result = std::panic::AssertUnwindSafe(run).catch_unwind().await;
+            eprintln!(
+                "{} {title} {:.1} s",
+                if result.is_ok() { "ok    " } else { "FAILED" },
+                begun.elapsed().as_secs_f32()
+            );
+            (title, result.is_ok())
+        });
+    }
+    let all = tasks.join_all().await;
+    all.into_iter().filter(|(_, passed)| !passed).map(|(title, _)| title).collect()
+}
