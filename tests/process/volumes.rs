@@ -13,7 +13,7 @@ spec:
   resources: {requests: {storage: 1Gi}}
 ";
 
-/// A pod of the sample `job` that does something with the claim and stays.
+/// A pod of the sample `job` that does something with the claim and stays. What it prints is seen when the line ends.
 fn pod(name: &str, claim: &str, arguments: &str) -> String {
     format!(
         r#"
@@ -53,9 +53,10 @@ fn is_gone(ketch: &Ketch, what: &str) {
 }
 
 fn says(ketch: &Ketch, pod: &str, text: &str) {
-    until(&format!("{pod} to say {text}"), || match ketch.kubectl_ok(&["logs", pod]) {
-        log if log.contains(text) => Ok(()),
-        log => Err(log),
+    until(&format!("{pod} to say {text}"), || {
+        let output = ketch.kubectl(&["logs", pod]);
+        let log = String::from_utf8_lossy(&output.stdout).into_owned();
+        if log.contains(text) { Ok(()) } else { Err(log + &String::from_utf8_lossy(&output.stderr)) }
     });
 }
 
@@ -90,14 +91,14 @@ fn data_outlives_pods_and_the_daemon_and_goes_with_its_claim() {
     );
 
     // A pod waits for its claim, the claim for its pod, and both for nothing else.
-    ketch.apply(&pod("first", "data", r#"write, /data/greeting, kept"#));
+    ketch.apply(&pod("first", "data", r#"write, /data/greeting, "kept\n""#));
     has_event(&ketch, "first", "persistentvolumeclaim \"data\" not found");
     ketch.apply(&CLAIM.replace("NAME", "data"));
     ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/first", "--timeout=60s"]);
     is(&ketch, "pvc/data", ".status.phase", "Bound");
     let directory = data(dir.path(), &ketch, "data");
     until("the file", || match std::fs::read_to_string(directory.join("greeting")) {
-        Ok(text) if text == "kept" => Ok(()),
+        Ok(text) if text == "kept\n" => Ok(()),
         other => Err(format!("{other:?}")),
     });
     let table = ketch.kubectl_ok(&["get", "pv,pvc"]);
@@ -152,7 +153,7 @@ fn volumes_that_are_retained_or_an_administrators_stay() {
     ketch.deploy("job", &[]);
     ketch.apply(&CLAIM.replace("NAME", "keep"));
     has_event(&ketch, "keep", "waiting for first consumer to be created before binding");
-    ketch.apply(&pod("writer", "keep", r#"write, /data/greeting, kept"#));
+    ketch.apply(&pod("writer", "keep", r#"write, /data/greeting, "kept\n""#));
     ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/writer", "--timeout=60s"]);
     let directory = data(&dir, &ketch, "keep");
     let volume = format!("pv/{}", field(&ketch, "pvc/keep", ".spec.volumeName"));
@@ -160,13 +161,13 @@ fn volumes_that_are_retained_or_an_administrators_stay() {
     delete(&ketch, "pod/writer");
     delete(&ketch, "pvc/keep");
     is(&ketch, &volume, ".status.phase", "Released");
-    assert_eq!(std::fs::read_to_string(directory.join("greeting")).unwrap(), "kept");
+    assert_eq!(std::fs::read_to_string(directory.join("greeting")).unwrap(), "kept\n");
     delete(&ketch, &volume);
     assert!(directory.join("greeting").exists(), "the object is gone, the data is not");
 
     let disk = dir.join("disk");
     std::fs::create_dir(&disk).unwrap();
-    std::fs::write(disk.join("greeting"), "by hand").unwrap();
+    std::fs::write(disk.join("greeting"), "by hand\n").unwrap();
     ketch.apply(&format!(
         r#"
 apiVersion: v1
