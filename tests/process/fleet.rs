@@ -129,6 +129,7 @@ impl Drop for Fleet {
     }
 }
 
+/// A pod that stays while its node is out of reach: on a busy machine a cut is long enough to be noticed.
 fn pod(name: &str, node: &str, rest: &str) -> String {
     format!(
         "---
@@ -137,6 +138,7 @@ kind: Pod
 metadata: {{name: {name}, labels: {{part: fleet, app: {name}}}}}
 spec:
   nodeSelector: {{kubernetes.io/hostname: {node}}}
+  tolerations: [{{operator: Exists, effect: NoExecute}}]
   {rest}
 "
     )
