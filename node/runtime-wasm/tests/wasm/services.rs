@@ -19,7 +19,7 @@ fn hello_answers_in_process_and_over_its_socket() {
         assert_eq!(pod.get("/").await.unwrap(), (200, "Ahoy\n".into()));
         let address = SocketAddr::new(pod.ip, 18080);
         assert_eq!(fetch(address, "/").await, (200, "Ahoy\n".into()));
-        let env = format!("HOSTNAME={}\nGREETING=Ahoy\n", pod.id.0);
+        let env = format!("HOSTNAME={}\nGREETING=Ahoy\n", pod.id.0.replace("pod-", "test-"));
         assert_eq!(fetch(address, "/env").await, (200, env));
         assert_eq!(pod.send("POST", "/echo", "there and back").await.unwrap().1, "there and back");
         assert_eq!(pod.get("/big?n=300000").await.unwrap().1.len(), 300_000);
