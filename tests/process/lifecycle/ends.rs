@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::rig::{Do::*, Kind, Pod, with};
 
-/// A volume `work`, and what mounts it at `/work`.
+/// A volume `work`, and what mounts it at `/scratch`.
 fn work() -> (Value, Value) {
     (
         json!([{"name": "work", "emptyDir": {}}]),
-        json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]}),
+        json!({"volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}),
     )
 }
 
@@ -89,9 +89,9 @@ pub(super) async fn init_containers_run_in_order(pod: Pod) {
     let (volumes, mount) = work();
     let init = |name: &str, acts: &[super::rig::Do<'_>]| with(pod.container(name, acts), mount.clone());
     pod.create(json!({"volumes": volumes,
-        "initContainers": [init("first", &[Sleep(500), Write("/work/first", "one")]),
-            init("second", &[Cat("/work/first"), Sleep(500), Write("/work/second", "two")])],
-        "containers": [init("main", &[Cat("/work/first"), Cat("/work/second")])]}))
+        "initContainers": [init("first", &[Sleep(500), Write("/scratch/first", "one")]),
+            init("second", &[Cat("/scratch/first"), Sleep(500), Write("/scratch/second", "two")])],
+        "containers": [init("main", &[Cat("/scratch/first"), Cat("/scratch/second")])]}))
         .await;
     pod.passes(&[
         "phase=Pending",
@@ -124,13 +124,14 @@ pub(super) async fn a_failed_init_container_ends_the_pod(pod: Pod) {
 pub(super) async fn a_failed_init_container_is_tried_again(pod: Pod) {
     let (volumes, mount) = work();
     // Two tries fail; then there is a file with which the next one is content.
-    let init = [Write("/work/tried", "yes"), Cat("/work/enough")];
+    let init = [Write("/scratch/tried", "yes"), Cat("/scratch/enough")];
     let init = with(pod.container("init", &init), mount.clone());
-    let side = [OnTerm(143), Await("/work/tried", "yes"), Sleep(8000), Write("/work/enough", "yes"), Forever];
+    let side =
+        [OnTerm(143), Await("/scratch/tried", "yes"), Sleep(8000), Write("/scratch/enough", "yes"), Forever];
     let side = with(pod.container("side", &side), mount.clone());
     let side = with(side, json!({"restartPolicy": "Always"}));
     pod.create(json!({"volumes": volumes, "restartPolicy": "OnFailure", "initContainers": [side, init],
-        "containers": [with(pod.container("main", &[Cat("/work/enough")]), mount)]}))
+        "containers": [with(pod.container("main", &[Cat("/scratch/enough")]), mount)]}))
         .await;
     pod.passes(&[
         "phase=Pending",
@@ -142,19 +143,19 @@ pub(super) async fn a_failed_init_container_is_tried_again(pod: Pod) {
     pod.becomes(&["phase=Succeeded", "init=terminated Completed 0", "main=terminated Completed 0"]).await;
 }
 
-/// A sidecar that takes a while to be up and to end, and says so in `/work/up`.
+/// A sidecar that takes a while to be up and to end, and says so in `/scratch/up`.
 fn sidecar(pod: &Pod, mount: &Value) -> Value {
-    let side = pod.container("side", &[OnTerm(143), Sleep(500), Write("/work/up", "yes"), Forever]);
+    let side = pod.container("side", &[OnTerm(143), Sleep(500), Write("/scratch/up", "yes"), Forever]);
     with(
         with(side, mount.clone()),
         json!({"restartPolicy": "Always", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
-            "startupProbe": {"exec": {"command": pod.command(&[Cat("/work/up")])}, "periodSeconds": 1}}),
+            "startupProbe": {"exec": {"command": pod.command(&[Cat("/scratch/up")])}, "periodSeconds": 1}}),
     )
 }
 
 pub(super) async fn sidecars_start_first_and_end_last(pod: Pod) {
     let (volumes, mount) = work();
-    let main = with(pod.container("main", &[Cat("/work/up"), Sleep(500)]), mount.clone());
+    let main = with(pod.container("main", &[Cat("/scratch/up"), Sleep(500)]), mount.clone());
     pod.create(json!({"volumes": volumes, "terminationGracePeriodSeconds": 5,
         "initContainers": [sidecar(&pod, &mount)], "containers": [main]}))
         .await;

@@ -139,8 +139,8 @@ pub(super) fn neighbours_that_take_all(containers: &Containers) {
         let mut fillers = Vec::new();
         for kind in Kind::ALL {
             let filler = cluster.pod("filler", kind);
-            let main = filler.container("main", &[OnTerm(143), Fill("/work/large", 64), Forever]);
-            let main = with(main, json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]}));
+            let main = filler.container("main", &[OnTerm(143), Fill("/scratch/large", 64), Forever]);
+            let main = with(main, json!({"volumeMounts": [{"name": "work", "mountPath": "/scratch"}]}));
             let volumes = json!([{"name": "work", "emptyDir": {"sizeLimit": "8Mi"}}]);
             filler.create(json!({"restartPolicy": "Always", "volumes": volumes, "containers": [main]})).await;
             fillers.push(filler);

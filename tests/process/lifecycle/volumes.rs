@@ -78,11 +78,13 @@ pub(super) async fn objects_that_change_reach_the_volume(pod: Pod) {
 }
 
 pub(super) async fn containers_share_volumes(pod: Pod) {
-    let mount = |extra| json!({"volumeMounts": [with(json!({"name": "work", "mountPath": "/work"}), extra)]});
-    let writer = pod.container("writer", &[Write("/work/file", "shared"), Await("/work/sub/back", "seen")]);
-    let reader = pod.container("reader", &[Await("/work/file", "shared"), Cat("/work/file")]);
-    let below = pod.container("below", &[Write("/work/back", "seen")]);
-    let refused = pod.container("refused", &[Write("/work/mine", "x")]);
+    let mount =
+        |extra| json!({"volumeMounts": [with(json!({"name": "work", "mountPath": "/scratch"}), extra)]});
+    let writer =
+        pod.container("writer", &[Write("/scratch/file", "shared"), Await("/scratch/sub/back", "seen")]);
+    let reader = pod.container("reader", &[Await("/scratch/file", "shared"), Cat("/scratch/file")]);
+    let below = pod.container("below", &[Write("/scratch/back", "seen")]);
+    let refused = pod.container("refused", &[Write("/scratch/mine", "x")]);
     pod.create(json!({"volumes": [{"name": "work", "emptyDir": {}}], "containers": [
         with(writer, mount(json!({}))), with(reader, mount(json!({"readOnly": true}))),
         with(below, mount(json!({"subPath": "sub"}))), with(refused, mount(json!({"readOnly": true})))]}))
@@ -100,18 +102,18 @@ pub(super) async fn containers_share_volumes(pod: Pod) {
 
 pub(super) async fn memory_volumes_are_limited(pod: Pod) {
     let volume = json!([{"name": "work", "emptyDir": {"medium": "Memory", "sizeLimit": "2Mi"}}]);
-    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
-    let fits = with(pod.container("fits", &[Fill("/work/fits", 1)]), mount.clone());
-    let large = with(pod.container("large", &[Fill("/work/large", 3), Exit(0)]), mount);
+    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/scratch"}]});
+    let fits = with(pod.container("fits", &[Fill("/scratch/fits", 1)]), mount.clone());
+    let large = with(pod.container("large", &[Fill("/scratch/large", 3), Exit(0)]), mount);
     pod.create(json!({"volumes": volume, "initContainers": [fits], "containers": [large]})).await;
     pod.becomes(&["phase=Failed", "fits=terminated Completed 0", "large=terminated Error 1"]).await;
-    assert!(pod.logs("large", false).await.contains("/work/large"), "it says what it could not write");
+    assert!(pod.logs("large", false).await.contains("/scratch/large"), "it says what it could not write");
 }
 
 pub(super) async fn a_volume_over_its_limit_ends_the_pod(pod: Pod) {
     let volume = json!([{"name": "work", "emptyDir": {"sizeLimit": "2Mi"}}]);
-    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}]});
-    let main = with(pod.container("main", &[OnTerm(143), Fill("/work/large", 4), Forever]), mount);
+    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/scratch"}]});
+    let main = with(pod.container("main", &[OnTerm(143), Fill("/scratch/large", 4), Forever]), mount);
     pod.create(json!({"restartPolicy": "Always", "volumes": volume, "containers": [main]})).await;
     pod.becomes(&[
         "phase=Failed",
@@ -139,9 +141,9 @@ pub(super) async fn storage_over_the_limit_ends_the_pod(pod: Pod) {
         pod.becomes(&["phase=Failed", "reason=Evicted", exceeded]).await;
     }
     let pod = pod.named("volumes");
-    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/work"}],
+    let mount = json!({"volumeMounts": [{"name": "work", "mountPath": "/scratch"}],
         "resources": {"limits": {"ephemeral-storage": "2Mi"}}});
-    let main = with(pod.container("main", &[OnTerm(143), Fill("/work/large", 4), Forever]), mount);
+    let main = with(pod.container("main", &[OnTerm(143), Fill("/scratch/large", 4), Forever]), mount);
     pod.create(json!({"volumes": [{"name": "work", "emptyDir": {}}], "containers": [main]})).await;
     let total = "message~Pod ephemeral local storage usage exceeds the total limit of containers 2Mi.";
     pod.becomes(&["phase=Failed", "reason=Evicted", total]).await;
