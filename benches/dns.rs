@@ -1,6 +1,6 @@
 //! Cluster names over UDP, beside an authoritative server with the same names.
 //!
-//! The peer that DESIGN names, CoreDNS, is in no Debian release; NSD, which answers from prepared packets
+//! The usual server for this, CoreDNS, is in no Debian release; NSD, which answers from prepared packets
 //! and does nothing else, is the harder one. Both servers have one core, `dnsperf` has another.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
