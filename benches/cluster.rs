@@ -82,14 +82,7 @@ impl Cluster {
     pub(crate) fn with_containers() -> Result<Self> {
         let cluster = Self::start_with(&REACHABLE)?;
         let address = cluster.address("api-addr")?;
-        let pushed = Command::new("examples/push-images")
-            .arg(address)
-            .env("KUBECONFIG", cluster.kubeconfig())
-            .output()
-            .context("start examples/push-images")?;
-        if !pushed.status.success() {
-            bail!("push-images: {}", String::from_utf8_lossy(&pushed.stderr));
-        }
+        answer(Command::new("examples/push-images").arg(address).env("KUBECONFIG", cluster.kubeconfig()))?;
         Ok(cluster)
     }
 
@@ -134,6 +127,11 @@ impl Cluster {
         self.directory.path().join("admin.kubeconfig")
     }
 
+    /// What `kubectl` writes.
+    pub(crate) fn kubectl(&self, args: &[&str]) -> Result<String> {
+        answer(Command::new("kubectl").args(args).env("KUBECONFIG", self.kubeconfig()))
+    }
+
     /// `ctr` on the cluster's own containerd.
     pub(crate) fn ctr(&self, args: &[&str]) -> Result<String> {
         ctr(self.directory.path(), args)
@@ -155,9 +153,15 @@ impl Drop for Cluster {
 /// `ctr` on the containerd that the Ketch of a data directory has started.
 pub(crate) fn ctr(data: &Path, args: &[&str]) -> Result<String> {
     let socket = data.join("node/containerd/containerd.sock");
-    let output = Command::new("ctr").arg("--address").arg(socket).args(args).output().context("start ctr")?;
+    answer(Command::new("ctr").arg("--address").arg(socket).args(args))
+}
+
+/// What a program writes; what it complains of, if it fails.
+fn answer(command: &mut Command) -> Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("start {program}"))?;
     if !output.status.success() {
-        bail!("ctr {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        bail!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -27,6 +27,13 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     for name in ["hello", "misbehave"] {
         cluster.deploy(&guest(name))?;
     }
+    // Else every round waits for calls that never end.
+    let patch = r#"{"spec":{"timeoutSeconds":2}}"#;
+    cluster.kubectl(&["patch", "function", "misbehave", "--type=merge", "-p", patch])?;
+    let serving = ["get", "function", "misbehave", "-o", "jsonpath={.status.traffic[0].revisionName}"];
+    until("the shorter time-out", || {
+        cluster.kubectl(&serving).ok().filter(|name| name == "misbehave-00002")
+    })?;
     let gateway = cluster.address("http-addr")?;
     let good = || call(&gateway, "hello", "/");
     until("hello", || good().ok().filter(|answer| answer.starts_with("HTTP/1.1 200")))?;

@@ -75,7 +75,8 @@ fn integration() -> Result<()> {
     if tools::registry().is_none() {
         say("    Debian's docker-registry cannot be had here: registries with passwords are not tested");
     }
-    crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]))?;
+    // What was waited for is in the panic's message; a backtrace would bury it.
+    crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]).env("RUST_BACKTRACE", "0"))?;
     match tools::oldest_kubectl() {
         Some(kubectl) => {
             let tests = ["test", "--quiet", "--package", "ketch-tests", "process::kubectl"];

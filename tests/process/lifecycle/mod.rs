@@ -14,7 +14,7 @@ mod probes;
 mod rig;
 mod volumes;
 
-use std::future::Future;
+use std::{any::Any, future::Future};
 
 use futures::{FutureExt, future::BoxFuture};
 use ketch_tests::Containers;
@@ -88,7 +88,7 @@ fn pods_of_both_kinds_live_alike() {
         let runs = chosen.flat_map(|(name, run)| Kind::ALL.map(|kind| (cluster.pod(name, kind), run)));
         beside_each_other(runs.map(|(pod, run)| (pod.title(), run(pod)))).await
     });
-    assert!(failed.is_empty(), "failed: {failed:#?}");
+    assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Runtime::new().unwrap()
 }
 
-/// Runs all of them; the titles of those that panicked.
+/// Runs all of them; what those that panicked say.
 async fn beside_each_other(
     runs: impl Iterator<Item = (String, impl Future<Output = ()> + Send + 'static)>,
 ) -> Vec<String> {
@@ -115,15 +115,16 @@ async fn beside_each_other(
         tasks.spawn(async move {
             let _turn = turns.acquire_owned().await;
             let begun = std::time::Instant::now();
-            let result = std::panic::AssertUnwindSafe(run).catch_unwind().await;
-            eprintln!(
-                "{} {title} {:.1} s",
-                if result.is_ok() { "ok    " } else { "FAILED" },
-                begun.elapsed().as_secs_f32()
-            );
-            (title, result.is_ok())
+            let panic = std::panic::AssertUnwindSafe(run).catch_unwind().await.err();
+            let verdict = if panic.is_none() { "ok    " } else { "FAILED" };
+            eprintln!("{verdict} {title} {:.1} s", begun.elapsed().as_secs_f32());
+            panic.map(|panic| format!("{title}: {}", message(panic.as_ref())))
         });
     }
-    let all = tasks.join_all().await;
-    all.into_iter().filter(|(_, passed)| !passed).map(|(title, _)| title).collect()
+    tasks.join_all().await.into_iter().flatten().collect()
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref().copied()).unwrap_or("it panicked")
 }

@@ -79,8 +79,15 @@ pub(super) async fn names_of_the_pod_are_known(pod: Pod) {
 }
 
 pub(super) async fn the_nodes_network_can_be_used(pod: Pod) {
-    let port = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
-    let web = with(pod.server_at("web", port), json!({"ports": [{"containerPort": port, "hostPort": port}]}));
+    // Below the ports that the system gives to whoever asks for any.
+    let first = if pod.kind == Kind::Wasm { 21_000 } else { 22_000 };
+    let free = |port: &u16| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok();
+    let port = (first..first + 1_000).find(free).unwrap();
+    let web = with(
+        pod.server_at("web", port),
+        json!({"ports": [{"containerPort": port, "hostPort": port}],
+            "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1}}),
+    );
     pod.create(json!({"hostNetwork": true, "containers": [web]})).await;
     pod.becomes(&["phase=Running", "Ready=True"]).await;
     let host = pod.fact("hostIP");
