@@ -81,8 +81,10 @@ impl Nodes {
 
     /// A program on one of the machines.
     fn command(&self, machine: &Namespace, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &machine.name]).arg(program).env("KUBECONFIG", self.kubeconfig());
+        // `ip netns exec` would hide the cgroups from it.
+        let mut command = Command::new("nsenter");
+        let network = format!("--net=/run/netns/{}", machine.name);
+        command.arg(network).arg(program).env("KUBECONFIG", self.kubeconfig());
         command
     }
 
@@ -136,7 +138,8 @@ impl Nodes {
             "spec": {"nodeSelector": {"kubernetes.io/hostname": node}, "containers": [container]}});
         fs::write(&file, serde_json::to_vec(&pod)?)?;
         self.kubectl(&["apply", "-f", file.to_str().context("a path")?])?;
-        self.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"])?;
+        let ready = self.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+        ready.with_context(|| self.kubectl(&["describe", "pod", name]).unwrap_or_default())?;
         Ok(())
     }
 
@@ -150,11 +153,13 @@ impl Nodes {
 
     /// The network of a pod's container.
     fn place(&self, pod: &str, node: &str) -> Result<Place> {
-        let id = self.status(pod, "containerStatuses[0].containerID")?;
-        let id = id.strip_prefix("containerd://").context("not containerd's")?.to_owned();
+        let of_pod =
+            format!("labels.\"io.kubernetes.pod.name\"=={pod},labels.\"io.cri-containerd.kind\"==container");
+        let id = ctr(&self.data(node), &["--namespace", "k8s.io", "containers", "list", "--quiet", &of_pod])?;
         let tasks = ctr(&self.data(node), &["--namespace", "k8s.io", "tasks", "list"])?;
-        let pid = tasks.lines().find_map(|line| line.strip_prefix(&id)?.split_whitespace().next());
-        Ok(Place::of_process(pid.context("containerd has no such task")?.parse()?))
+        let pid = tasks.lines().find_map(|line| line.strip_prefix(id.trim())?.split_whitespace().next());
+        let pid = pid.with_context(|| format!("containerd has no task of {pod}: {tasks}"))?;
+        Ok(Place::of_process(pid.parse()?))
     }
 }
 

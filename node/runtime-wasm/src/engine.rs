@@ -22,11 +22,13 @@ use wasmtime::{
     WasmBacktraceDetails,
 };
 
+use crate::background::Background;
+
 /// How often running guests are interrupted.
-pub(crate) const TICK: Duration = Duration::from_millis(10);
+pub(crate) const TICK: Duration = Duration::from_millis(1);
 
 /// Ticks without a running guest after which the clock stops.
-const IDLE_TICKS: u32 = 50;
+const IDLE_TICKS: u32 = 200;
 
 /// Address space of a memory's slot in the pool: 4 GiB and its guard.
 const SLOT: u64 = (4 << 30) + GUARD;
@@ -146,8 +148,8 @@ pub(crate) struct EngineHost {
     pub(crate) hash: String,
     /// One permit per instance that may be live.
     pub(crate) instances: Arc<Semaphore>,
-    /// One permit per processor, for guests that compute.
-    pub(crate) hogs: Arc<Semaphore>,
+    /// For guests that compute.
+    pub(crate) background: Background,
     pub(crate) clock: Clock,
 }
 
@@ -163,8 +165,7 @@ impl EngineHost {
         let hash = hash(&engine);
         tracing::debug!(layout = layout.as_str(), instances, "wasm engine");
         let instances = Arc::new(Semaphore::new(usize::try_from(instances).unwrap_or(usize::MAX)));
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { engine, layout, hash, instances, hogs: Arc::new(Semaphore::new(processors)), clock })
+        Ok(Self { engine, layout, hash, instances, background: Background::new()?, clock })
     }
 
     /// Halves the pool until it can be had: other things in this process may hold address space too.

@@ -8,6 +8,7 @@
 //! Nothing of the API server, the cluster's objects or other node parts may be imported here: what guests reach
 //! of the network goes through [`ketch_runtime::Network`].
 
+mod background;
 mod cache;
 mod command;
 mod compile;

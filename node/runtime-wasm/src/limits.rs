@@ -11,11 +11,7 @@ use std::{
 };
 
 use ketch_runtime::Usage;
-use tokio::{
-    runtime::{Handle, RuntimeFlavor},
-    sync::OwnedSemaphorePermit,
-    time::Sleep,
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
 use wasmtime::ResourceLimiter;
 
 use crate::engine::{EngineHost, TICK};
@@ -42,7 +38,7 @@ pub(crate) const HEADER_BYTES: usize = 64 << 10;
 pub(crate) const HTTP_MEMORY: u64 = 128 << 20;
 
 /// A poll this long was ended by the clock: the guest computes.
-const SLICE: Duration = Duration::from_millis(TICK.as_millis() as u64 / 2);
+const SLICE: Duration = Duration::from_micros(TICK.as_micros() as u64 / 2);
 
 /// What a container used so far; shared by its instances.
 #[derive(Debug, Default)]
@@ -83,6 +79,11 @@ impl Limiter {
     /// Whether memory was refused: what ended the guest, if it ended badly after.
     pub(crate) fn exceeded(&self) -> bool {
         self.exceeded
+    }
+
+    /// Bytes of the instance's memories.
+    pub(crate) fn used(&self) -> usize {
+        self.used
     }
 
     /// The limit in bytes.
@@ -193,9 +194,8 @@ fn clamp(nanos: u64) -> i64 {
 /// Runs guest code: keeps the clock going while it is polled, counts the time, delays polls of a container
 /// that is over its limit.
 ///
-/// A guest that computes for a whole tick goes on away from the executor's threads, one slice at a time and
-/// in turn with others of its kind ([`EngineHost::hogs`]), until it waits for something: what else runs on
-/// the executor then shares processors with it by the kernel's scheduler, not by waiting behind it.
+/// A guest that computes for a whole tick goes on in the [background](crate::background), one slice at a time
+/// and in turn with others of its kind, until it waits for something.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
     before: Before,
@@ -227,8 +227,7 @@ impl Meter {
 
     /// A place among the guests that compute.
     fn turn(&self) -> Before {
-        let hogs = Arc::clone(&self.engine.hogs);
-        Before::Turn(Box::pin(async move { hogs.acquire_owned().await.ok() }))
+        Before::Turn(Box::pin(self.engine.background.turn()))
     }
 }
 
@@ -253,8 +252,7 @@ impl<F: Future> Metered<F> {
     }
 
     /// What comes before the next poll, after one that took `used` and ended at `end`.
-    fn next(&self, used: Duration, end: Instant) -> Before {
-        let computes = used >= SLICE;
+    fn next(&self, used: Duration, end: Instant, computes: bool) -> Before {
         match self.meter.cpu.charge(used, end) {
             Some(delay) => Before::Delay(Box::pin(tokio::time::sleep(delay)), computes),
             None if computes => self.meter.turn(),
@@ -263,32 +261,30 @@ impl<F: Future> Metered<F> {
     }
 }
 
-impl<F: Future> Future for Metered<F> {
+impl<F: Future<Output: Send> + Send> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
         let turn = ready!(this.poll_before(context));
         let start = Instant::now();
-        let result = match turn {
-            Some(_held) if may_block() => tokio::task::block_in_place(|| this.poll_guest(context)),
-            _ => this.poll_guest(context),
+        let (result, more) = match turn {
+            Some(_held) => {
+                let engine = Arc::clone(&this.meter.engine);
+                engine.background.poll(context, |context| this.poll_guest(context))
+            }
+            None => (this.poll_guest(context), start.elapsed() >= SLICE),
         };
         let end = Instant::now();
         let used = end.saturating_duration_since(start);
         this.meter.counters.cpu_nanos.fetch_add(nanos(used), Relaxed);
-        this.before = this.next(used, end);
+        this.before = this.next(used, end, more);
         if result.is_pending() && !matches!(this.before, Before::Nothing) {
             // What comes before has to be polled for it to wake anyone. The guest's own wakers stay.
             context.waker().wake_by_ref();
         }
         result
     }
-}
-
-/// Whether this thread's other tasks can go elsewhere.
-fn may_block() -> bool {
-    Handle::try_current().is_ok_and(|executor| executor.runtime_flavor() == RuntimeFlavor::MultiThread)
 }
 
 #[cfg(test)]

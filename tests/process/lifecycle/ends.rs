@@ -183,7 +183,11 @@ pub(super) async fn sidecars_end_after_deletion_too(pod: Pod) {
 
 pub(super) async fn the_deadline_ends_the_pod(pod: Pod) {
     let main = pod.container("main", &[OnTerm(143), Forever]);
-    pod.create(json!({"restartPolicy": "Always", "activeDeadlineSeconds": 10, "containers": [main]})).await;
+    pod.create(json!({"restartPolicy": "Always", "containers": [main]})).await;
+    pod.becomes(&["main=running"]).await;
+    // Set when it runs: it may take longer than any deadline to begin.
+    let deadline = Patch::Merge(json!({"spec": {"activeDeadlineSeconds": 1}}));
+    pod.api().patch(&pod.name, &PatchParams::default(), &deadline).await.expect("a deadline may be set");
     let ended = format!("main={}", Kind::TERMINATED);
     pod.becomes(&[
         "phase=Failed",

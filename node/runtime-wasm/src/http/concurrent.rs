@@ -42,7 +42,7 @@ pub(super) async fn once(
     reply: oneshot::Sender<Answer>,
     ticket: &Ticket,
 ) -> Result<(), HttpError> {
-    let _instance = service.instance(ticket.deadline).await?;
+    let permit = service.instance(ticket.deadline).await?;
     let mut store = store(service)?;
     let guest = service.meter.run(async {
         let proxy = Proxy::P3(pre.instantiate_async(&mut store).await?);
@@ -54,7 +54,9 @@ pub(super) async fn once(
         });
         run.await?
     });
-    finish(service, guest, ticket).await.map_err(|end| end.explain(service, &store))
+    let result = finish(service, guest, ticket).await.map_err(|end| end.explain(service, &store));
+    service.end(store, permit);
+    result
 }
 
 /// An instance for jobs of the queue, as the container's policy says.
@@ -63,7 +65,7 @@ pub(super) async fn work(
     pre: &ServicePre<Ctx>,
     seat: WorkerSeat<'_>,
 ) -> Result<(), HttpError> {
-    let _instance = service.instance(service.patience()).await?;
+    let permit = service.instance(service.patience()).await?;
     let mut store = store(service)?;
     let proxy = service.meter.run(pre.instantiate_async(&mut store)).await;
     let proxy = Proxy::P3(proxy.map_err(|error| service.failure(&error, None))?);
@@ -87,6 +89,7 @@ pub(super) async fn work(
             _ = ticket.epitaph.send(error.clone());
         }
     }
+    service.end(store, permit);
     Ok(())
 }
 

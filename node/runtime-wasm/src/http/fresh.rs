@@ -39,13 +39,15 @@ async fn fresh(
     reply: oneshot::Sender<Answer>,
     ticket: &Ticket,
 ) -> Result<(), HttpError> {
-    let _instance = service.instance(ticket.deadline).await?;
+    let permit = service.instance(ticket.deadline).await?;
     let mut store = store(service)?;
     let guest = service.meter.run(async {
         let proxy = pre.instantiate_async(&mut store).await?;
         handle(&mut store, &proxy, request, reply).await
     });
-    finish(service, guest, ticket).await.map_err(|end| end.explain(service, &store))
+    let result = finish(service, guest, ticket).await.map_err(|end| end.explain(service, &store));
+    service.end(store, permit);
+    result
 }
 
 /// An instance for up to `policy.requests` jobs of the queue, one after the other.
@@ -54,7 +56,7 @@ pub(super) async fn work(
     pre: &ProxyPre<Ctx>,
     mut seat: WorkerSeat<'_>,
 ) -> Result<(), HttpError> {
-    let _instance = service.instance(service.patience()).await?;
+    let permit = service.instance(service.patience()).await?;
     let mut store = store(service)?;
     let proxy = service.meter.run(pre.instantiate_async(&mut store)).await;
     let proxy = proxy.map_err(|error| service.failure(&error, None))?;
@@ -75,6 +77,7 @@ pub(super) async fn work(
             break;
         }
     }
+    service.end(store, permit);
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use wasmtime::Store;
 use wasmtime_wasi_http::{Error as HttpProblem, WasiBody};
 
 use super::{
@@ -26,7 +27,7 @@ use super::{
     job::{Job, Queue, Seat, job},
 };
 use crate::{
-    context::Surroundings,
+    context::{Ctx, Surroundings},
     images::{Images, Stored},
     limits::Meter,
     program::{Program, Programs},
@@ -61,6 +62,9 @@ pub(crate) struct Service {
     /// Instances at work.
     pub(super) tasks: TaskTracker,
 }
+
+/// Bytes of an instance's memory that are not given back while others wait.
+const MUCH_MEMORY: usize = 8 << 20;
 
 /// The seat of a service's instance.
 pub(super) type WorkerSeat<'a> = Seat<'a, Box<dyn Fn() + Send + Sync>>;
@@ -211,6 +215,13 @@ impl Service {
         match tokio::time::timeout_at(deadline, instances).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(HttpError::Overloaded),
+        }
+    }
+
+    /// Ends an instance. Giving much memory back takes the kernel milliseconds: nobody waits for it.
+    pub(super) fn end(&self, store: Store<Ctx>, permit: OwnedSemaphorePermit) {
+        if store.data().limiter.used() >= MUCH_MEMORY {
+            self.around.engine.background.spawn(move || drop((store, permit)));
         }
     }
 
