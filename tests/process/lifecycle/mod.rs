@@ -97,6 +97,7 @@ fn pods_outlive_hard_times() {
     Cluster::push(&containers);
     hardship::a_daemon_that_is_killed(&mut containers);
     hardship::a_containerd_that_is_killed(&containers);
+    hardship::a_containerd_that_hangs(&containers);
     hardship::neighbours_that_take_all(&containers);
 }
 
