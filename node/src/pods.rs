@@ -224,7 +224,10 @@ impl Pods {
             {
                 let _ = handle.seen.send(report);
             }
-            self.context.index.mark(&id, matches!(status.state, ContainerState::Running { .. }));
+            // One that is about to start is not known yet: by now it may have started.
+            if status.state != ContainerState::Created {
+                self.context.index.mark(&id, matches!(status.state, ContainerState::Running { .. }));
+            }
             self.known.insert(id, (index, status));
         }
     }
