@@ -130,12 +130,8 @@ async fn run_hook(
         };
     }
     if let Some(get) = &hook.http_get {
-        let status = http::get(context, &unit.container, get, target.ip).await?;
-        return if status < 400 {
-            Ok(())
-        } else {
-            Err(format!("HTTP hook failed with statuscode: {status}"))
-        };
+        // Whatever the answer says, it was heard (as upstream).
+        return http::get(context, &unit.container, get, target.ip).await.map(drop);
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;
