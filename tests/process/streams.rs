@@ -119,7 +119,7 @@ fn input_of_a_container_ends_with_its_client() {
         };
         let name = |what: &str| format!("{what}-{websockets}");
         assert_eq!(run(&name("cat"), &["cat"], b"hi\n"), "hi\n", "{websockets}");
-        // What comes after the end of input, and more input than is on its way at a time.
+        // What comes after the end of input, and more of it than is on its way at a time.
         let later = ["sh", "-c", "wc -c; sleep 1; echo later; echo last >&2"];
         assert_eq!(run(&name("later"), &later, &vec![b'x'; 3 << 20]), "3145728\nlater\n", "{websockets}");
     }
