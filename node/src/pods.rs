@@ -1,18 +1,19 @@
 //! The pods bound to this node: one worker each.
 //!
-//! A watch of the API feeds workers their desired pod; one task per runtime turns its hints into reports
-//! for the workers concerned. Workers are keyed by UID, so a pod that was deleted and made again under its
+//! A watch of the API feeds workers their desired pod; one task per runtime looks at what it runs when it hints
+//! that something changed, and the workers concerned get reports. A runtime that does not answer holds up its own
+//! containers and nothing else. Workers are keyed by UID, so a pod that was deleted and made again under its
 //! name has a worker of its own.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{StreamExt, TryStreamExt};
 use ketch_api::k8s::api::core::v1 as core;
-use ketch_runtime::{ContainerState, ContainerStatus, PodId};
+use ketch_runtime::{ContainerState, ContainerStatus, PodId, Runtime};
 use kube::{
     api::Api,
     runtime::{WatchStreamExt, watcher},
@@ -28,9 +29,11 @@ use crate::{
     worker::{Seen, Target, Worker},
 };
 
-/// How long a runtime may take to be up at the start, and between looks until then.
+/// How long a runtime may take to be up at the start.
 const FIRST_LOOK: Duration = Duration::from_secs(20);
+/// Before a runtime that could not be looked at is looked at again; doubled up to the latter.
 const AGAIN: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// A worker's inputs.
 struct Handle {
@@ -38,12 +41,19 @@ struct Handle {
     seen: mpsc::UnboundedSender<Seen>,
 }
 
+/// What a runtime has, by its place in the list.
+type Look = (usize, Vec<ContainerStatus>);
+
 /// Owner of the workers.
 pub(crate) struct Pods {
     context: Arc<Context>,
     node: Arc<str>,
     workers: HashMap<String, Handle>,
     tasks: JoinSet<String>,
+    looks: mpsc::Receiver<Look>,
+    _observers: JoinSet<()>,
+    /// Runtimes that have said what they run.
+    heard: HashSet<usize>,
     /// What each runtime said last, so that only news is passed on.
     known: HashMap<String, (usize, ContainerStatus)>,
     /// Until the first complete list of pods, nothing may be taken for an orphan.
@@ -53,11 +63,19 @@ pub(crate) struct Pods {
 impl Pods {
     /// No workers yet.
     pub(crate) fn new(context: Arc<Context>, node: Arc<str>) -> Self {
+        let (sender, looks) = mpsc::channel(1);
+        let mut observers = JoinSet::new();
+        for (index, entry) in context.runtimes.iter().enumerate() {
+            observers.spawn(observe(index, Arc::clone(&entry.runtime), sender.clone()));
+        }
         Self {
             context,
             node,
             workers: HashMap::new(),
             tasks: JoinSet::new(),
+            looks,
+            _observers: observers,
+            heard: HashSet::new(),
             known: HashMap::new(),
             complete: false,
         }
@@ -68,9 +86,6 @@ impl Pods {
         let api: Api<core::Pod> = Api::all(self.context.client.clone());
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.node));
         let mut events = watcher(api, config).default_backoff().boxed();
-        let mut changes: futures::stream::SelectAll<_> = (self.context.runtimes.iter())
-            .map(|entry| tokio_stream::wrappers::WatchStream::new(entry.runtime.changes()))
-            .collect();
         let mut listed: Vec<core::Pod> = Vec::new();
         loop {
             tokio::select! {
@@ -80,9 +95,7 @@ impl Pods {
                     Ok(None) => return,
                     Err(error) => tracing::warn!(%error, "the watch of this node's pods was interrupted"),
                 },
-                Some(_) = changes.next() => {
-                    self.look().await;
-                }
+                Some(look) = self.looks.recv() => self.saw(look),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
             }
         }
@@ -178,52 +191,45 @@ impl Pods {
         }
     }
 
-    /// Looks until every runtime has said what it runs: containers of one that is not up yet would be taken for
+    /// Waits until every runtime has said what it runs: containers of one that is not up yet would be taken for
     /// lost, and started again beside themselves.
     async fn first_look(&mut self, stop: &CancellationToken) {
-        let begun = Instant::now();
-        while !self.look().await && begun.elapsed() < FIRST_LOOK {
-            if stop.run_until_cancelled(tokio::time::sleep(AGAIN)).await.is_none() {
-                return;
+        let all = async {
+            while self.heard.len() < self.context.runtimes.len() {
+                let Some(look) = self.looks.recv().await else { return };
+                self.saw(look);
             }
-        }
+        };
+        let _ = stop.run_until_cancelled(tokio::time::timeout(FIRST_LOOK, all)).await;
     }
 
-    /// Passes on what changed in the runtimes; whether all of them answered.
-    async fn look(&mut self) -> bool {
-        let mut complete = true;
-        for (index, entry) in self.context.runtimes.iter().enumerate() {
-            let statuses = match entry.runtime.list().await {
-                Ok(statuses) => statuses,
-                Err(error) => {
-                    tracing::warn!(%error, "a runtime cannot list its containers");
-                    complete = false;
-                    continue;
-                }
-            };
-            let present: HashSet<&str> = statuses.iter().map(|status| status.id.0.as_str()).collect();
-            self.known.retain(|id, (runtime, _)| {
-                let stays = *runtime != index || present.contains(id.as_str());
-                if !stays {
-                    self.context.index.forget(id);
-                }
-                stays
-            });
-            for status in statuses {
-                let id = status.id.0.clone();
-                if self.known.get(&id).is_some_and(|(_, known)| known.state == status.state) {
-                    continue;
-                }
-                if let (Some(handle), Some(report)) =
-                    (self.workers.get(&status.pod.0), report(&id, index, &status))
-                {
-                    let _ = handle.seen.send(report);
-                }
-                self.context.index.mark(&id, matches!(status.state, ContainerState::Running { .. }));
-                self.known.insert(id, (index, status));
+    /// Passes on what changed in a runtime.
+    fn saw(&mut self, (index, statuses): Look) {
+        self.heard.insert(index);
+        let present: HashSet<&str> = statuses.iter().map(|status| status.id.0.as_str()).collect();
+        self.known.retain(|id, (runtime, _)| {
+            let stays = *runtime != index || present.contains(id.as_str());
+            if !stays {
+                self.context.index.forget(id);
             }
+            stays
+        });
+        for status in statuses {
+            let id = status.id.0.clone();
+            if self.known.get(&id).is_some_and(|(_, known)| known.state == status.state) {
+                continue;
+            }
+            if let (Some(handle), Some(report)) =
+                (self.workers.get(&status.pod.0), report(&id, index, &status))
+            {
+                let _ = handle.seen.send(report);
+            }
+            // One that is about to start is not known yet: by now it may have started.
+            if status.state != ContainerState::Created {
+                self.context.index.mark(&id, matches!(status.state, ContainerState::Running { .. }));
+            }
+            self.known.insert(id, (index, status));
         }
-        complete
     }
 
     /// Ends what runs for pods that are gone, and removes their files.
@@ -252,6 +258,28 @@ impl Pods {
                 if let Err(error) = removed.map_err(std::io::Error::other).flatten() {
                     tracing::warn!(path = %entry.path().display(), %error, "files of a pod that no longer exists stay");
                 }
+            }
+        }
+    }
+}
+
+/// Looks at a runtime at the start and whenever it hints at a change. What cannot be seen is looked at again.
+async fn observe(index: usize, runtime: Arc<dyn Runtime>, looks: mpsc::Sender<Look>) {
+    let mut changes = runtime.changes();
+    let mut wait = AGAIN;
+    loop {
+        changes.mark_unchanged();
+        match runtime.list().await {
+            Ok(statuses) => {
+                wait = AGAIN;
+                if looks.send((index, statuses)).await.is_err() || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a runtime cannot list its containers");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LONGEST_WAIT);
             }
         }
     }

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     actions::{self, Done},
     context::{Context, Report, WASM},
+    kind::Kind,
     machine::{self, Desired, Observed, Outcome, Phase, Role, Step, Unit, next, render},
     placement::Placement,
     volumes,
@@ -300,11 +301,17 @@ impl Worker {
             }
             Step::Cleanup => {
                 let keep = self.desired.deleting.is_none() && !self.desired.gone;
-                Some(Box::pin(actions::cleanup(context, pod, keep)))
+                Some(Box::pin(actions::cleanup(context, pod, self.is_only_wasm(), keep)))
             }
             Step::Delete => Some(Box::pin(actions::delete(context, pod))),
             Step::Finish | Step::Wait(_) => None,
         }
+    }
+
+    /// Whether the runtime for containers has surely nothing of the pod.
+    fn is_only_wasm(&self) -> bool {
+        let kind = self.placement.kind().or_else(|| self.context.addresses.kind(self.uid()));
+        kind == Some(Kind::Wasm) && self.runtimes.values().all(|runtime| *runtime == WASM)
     }
 
     /// When the sources of the pod's volumes are to be looked at again.

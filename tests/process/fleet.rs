@@ -1,6 +1,8 @@
 //! Three nodes and a server without one, as `examples/three-nodes` sets them up: one node open, one behind a
 //! firewall, one behind address translation, on cables of 1,280 bytes.
 
+mod policies;
+
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -331,6 +333,7 @@ fn three_nodes_are_one_network() {
     any_node_port_leads_everywhere(&fleet);
     assert!(tap.close().1, "clients outside do not encrypt, and the tap reads them");
     large_answers_arrive(&fleet);
+    policies::hold_between_nodes(&fleet);
     let both = [("one", "three"), ("three", "one"), ("two", "three"), ("three", "two")];
     heals(&fleet, "three", &both);
     heals(&fleet, "two", &[("one", "two"), ("two", "one"), ("two", "three"), ("three", "two")]);

@@ -2,11 +2,11 @@
 //! kube-rs, and our own commands.
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     process::{Child, ChildStdout, Command, Stdio},
 };
 
-use ketch_tests::{Ketch, failed, get, root, succeeded};
+use ketch_tests::{Containers, Ketch, failed, get, root, succeeded, until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A pod that serves HTTP, and one that runs a program and says something all the time.
@@ -97,6 +97,58 @@ fn kubectl_execs_attaches_and_forwards() {
             assert_eq!(get(&address, "web", "/").unwrap(), (200, "Hello from WebAssembly!\n".to_owned()));
         }
     }
+}
+
+/// `kubectl run -i --rm`: the end of the client's input is the end of the container's, and output is not lost.
+#[test]
+fn input_of_a_container_ends_with_its_client() {
+    let Some(containers) = Containers::start(170, 171) else { return };
+    containers.push(&["busybox"]);
+    let ketch = containers.ketch();
+    let image = "--image=ketch.local/default/busybox:latest";
+    let pipe = |mut command: Command, input: &[u8]| {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    for websockets in [true, false] {
+        let run = |name: &str, program: &[&str], input: &[u8]| {
+            let start = ["run", name, "-i", "--rm", "--quiet", image, "--restart=Never", "--"];
+            succeeded(name, pipe(kubectl(ketch, websockets, &[&start[..], program].concat()), input))
+        };
+        let name = |what: &str| format!("{what}-{websockets}");
+        assert_eq!(run(&name("cat"), &["cat"], b"hi\n"), "hi\n", "{websockets}");
+        // What comes after the end of input, and more of it than is on its way at a time.
+        let later = ["sh", "-c", "wc -c; sleep 1; echo later; echo last >&2"];
+        assert_eq!(run(&name("later"), &later, &vec![b'x'; 3 << 20]), "3145728\nlater\n", "{websockets}");
+    }
+    stays_open(ketch, &pipe);
+}
+
+/// Without `stdinOnce` the end of one client's input is not the container's: there may be another client.
+fn stays_open(ketch: &Ketch, pipe: &dyn Fn(Command, &[u8]) -> std::process::Output) {
+    ketch.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "open"}, "spec": {"restartPolicy": "Never",
+            "containers": [{"name": "main", "image": "ketch.local/default/busybox:latest", "stdin": true,
+                "command": ["sh", "-c", "while read line; do echo got $line; [ $line = two ] && exit; done"]}]}}"#,
+    );
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/open", "--timeout=60s"]);
+    let mut first = kubectl(ketch, true, &["attach", "open", "-i", "--quiet"]);
+    first.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut first = Running { child: first.spawn().unwrap(), _output: None };
+    first.child.stdin.take().unwrap().write_all(b"one\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(first.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "got one\n");
+    drop(first);
+    let said =
+        succeeded("attach", pipe(kubectl(ketch, true, &["attach", "open", "-i", "--quiet"]), b"two\n"));
+    assert_eq!(said, "got two\n");
+    until("the end", || match ketch.kubectl_ok(&["get", "pod", "open", "-o", "jsonpath={.status.phase}"]) {
+        phase if phase == "Succeeded" => Ok(()),
+        phase => Err(phase),
+    });
 }
 
 #[test]

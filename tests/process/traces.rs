@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write,
     fs,
+    ops::Range,
     path::Path,
     process::Command,
 };
@@ -12,9 +13,12 @@ use ketch_tests::{Ketch, binary, failed, guest, is_root, root, succeeded, until}
 
 const RANGES: [&str; 6] =
     ["--service-cidr", "10.157.0.0/16", "--pod-cidr", "10.156.0.0/16", "--dns-addr", "10.157.0.10:53"];
-/// Pods of a round: every fifth a container, the others components.
-const PODS: usize = 20;
-const ROUNDS: usize = 10;
+/// In each round a container and a component come and go.
+const ROUNDS: usize = 200;
+/// Rounds at a time.
+const AT_ONCE: usize = 20;
+/// The first ones fill caches.
+const FIRST: usize = 40;
 
 /// Everything of the machine that could be ours, as lines by where they are from. Others on the machine come and
 /// go meanwhile: only lines that name our ranges or directory count, but for devices and namespaces, which are
@@ -103,22 +107,29 @@ fn usage(ketch: &Ketch) -> (usize, u64) {
     (files, resident.trim().trim_end_matches(" kB").parse().unwrap())
 }
 
-fn manifest(round: usize) -> String {
-    (0..PODS).fold(String::new(), |mut text, n| {
-        let container = if n % 5 == 0 {
-            "{name: c, image: 'ketch.local/default/busybox:latest', command: [sleep, '3600']}"
-        } else {
-            "{name: c, image: 'ketch.local/default/hello:latest', ports: [{containerPort: 8080}]}"
-        };
-        let _ = writeln!(text, "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: r{round}-{n}, labels: {{app: churn}}}}, spec: {{terminationGracePeriodSeconds: 0, containers: [{container}]}}}}");
-        text
-    })
+/// The pods of some rounds, `number` of which is the first.
+fn manifest(number: usize) -> String {
+    let container = "{name: c, image: 'ketch.local/default/busybox:latest', command: [sleep, '3600']}";
+    let component = "{name: c, image: 'ketch.local/default/hello:latest', ports: [{containerPort: 8080}]}";
+    let mut text = String::new();
+    for round in number..number + AT_ONCE {
+        for (kind, spec) in [("box", container), ("wasm", component)] {
+            let _ = writeln!(
+                text,
+                "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: r{round}-{kind}, labels: {{app: churn}}}}, spec: {{terminationGracePeriodSeconds: 0, containers: [{spec}]}}}}"
+            );
+        }
+    }
+    text
 }
 
-fn round(ketch: &Ketch, number: usize) {
-    ketch.apply(&manifest(number));
-    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod", "-l", "app=churn", "--timeout=90s"]);
-    ketch.kubectl_ok(&["delete", "pods", "-l", "app=churn", "--timeout=90s"]);
+/// Makes the pods of `rounds` and deletes them.
+fn rounds(ketch: &Ketch, rounds: Range<usize>) {
+    for number in rounds.step_by(AT_ONCE) {
+        ketch.apply(&manifest(number));
+        ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod", "-l", "app=churn", "--timeout=90s"]);
+        ketch.kubectl_ok(&["delete", "pods", "-l", "app=churn", "--timeout=90s"]);
+    }
 }
 
 fn start(dir: &Path) -> Ketch {
@@ -159,10 +170,7 @@ fn pods_leave_nothing_behind_and_neither_does_ketch() {
     succeeded("deploy", ketch.ketch(&["deploy", image.to_str().unwrap(), "--timeout", "180"]));
     // A policy, so that pods have rules too.
     ketch.apply("---\n{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p}, spec: {podSelector: {matchLabels: {app: churn}}, ingress: [{from: [{podSelector: {}}]}]}}");
-    // The first rounds fill caches.
-    for number in 0..2 {
-        round(&ketch, number);
-    }
+    rounds(&ketch, 0..FIRST);
     // Pods without grace are gone from the API before they have ended.
     let before = until("the end of the first pods", || {
         let seen = machine(&dir);
@@ -172,9 +180,7 @@ fn pods_leave_nothing_behind_and_neither_does_ketch() {
         }
     });
     let (files, memory) = usage(&ketch);
-    for number in 2..ROUNDS {
-        round(&ketch, number);
-    }
+    rounds(&ketch, FIRST..ROUNDS);
     until("everything of the pods to be gone", || match machine(&dir) {
         after if after == before => Ok(()),
         after => Err(difference(&before, &after)),

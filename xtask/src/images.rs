@@ -64,6 +64,20 @@ const IMAGES: &[Image] = &[
         ports: &["6379/tcp"],
         finish: |root| Ok(fs::create_dir_all(root.join("data"))?),
     },
+    // It answers gRPC's health checks.
+    Image {
+        name: "etcd",
+        packages: &["etcd-server"],
+        command: &[
+            "etcd",
+            "--data-dir=/data",
+            "--listen-client-urls=http://0.0.0.0:2379",
+            "--advertise-client-urls=http://127.0.0.1:2379",
+        ],
+        working_dir: "/data",
+        ports: &["2379/tcp"],
+        finish: |root| Ok(fs::create_dir_all(root.join("data"))?),
+    },
     Image {
         name: "nginx",
         packages: &["nginx", "nginx-common"],

@@ -1,6 +1,8 @@
 //! Joining a container's own streams, which CRI alone holds: its streaming server, as a WebSocket on
-//! loopback. The protocol (`v4.channel.k8s.io`) puts a channel number before each message; it has no way to
-//! end the input.
+//! loopback. The protocol (`v4.channel.k8s.io`) puts a channel number before each message, and has no way to end
+//! the input but the end of the connection. So the input has a connection of its own: when it ends, containerd ends
+//! the container's input where that has `stdinOnce`, and output goes on over the other one. With a terminal there
+//! is one connection: a terminal's input ends with a character.
 
 use futures::{FutureExt, SinkExt, StreamExt};
 use k8s_cri::v1::AttachRequest;
@@ -36,27 +38,40 @@ pub(crate) async fn attach(
     streams: Streams,
     code: impl Future<Output = Result<i32, Error>> + Send + 'static,
 ) -> Result<Session, Error> {
-    let request = AttachRequest {
+    let apart = streams.stdin && !streams.tty;
+    let request = || AttachRequest {
         container_id: container.to_owned(),
-        stdin: streams.stdin,
+        stdin: true,
         tty: streams.tty,
-        stdout: streams.stdout || streams.tty,
-        stderr: streams.stderr && !streams.tty,
+        ..AttachRequest::default()
     };
-    let mut runtime = client.runtime();
-    let url = client.call("attach", QUICK, runtime.attach(request)).await?.url;
-    let socket = tokio::time::timeout(QUICK, connect(&url));
-    let socket = socket.await.map_err(|_| Error::Internal("attach: no answer in time".to_owned()))??;
+    // The connection that lasts as long as the container. Over one without input containerd would see the end of
+    // the input at once, and act on it.
+    let outputs = AttachRequest { stdout: true, stderr: streams.stderr && !streams.tty, ..request() };
+    // First: what the container answers to its input must find somebody who listens.
+    let socket = open(client, outputs).await?;
+    let feed = if apart { Some(open(client, request()).await?) } else { None };
     let (stdin, input) = pair(streams.stdin);
     let (stdout, output) = pair(streams.stdout || streams.tty);
     let (stderr, errors) = pair(streams.stderr && !streams.tty);
     let (resize, sizes) = watch::channel(None);
     let (done, ended) = oneshot::channel::<()>();
     let (hold, dropped) = oneshot::channel::<()>();
+    let (input, fed) = match feed {
+        Some(feed) => (None, input.map(|input| self::feed(feed, input))),
+        None => (input, None),
+    };
     let pump = Pump { socket, input, output, errors, sizes };
     tasks.spawn(async move {
+        let fed = async {
+            if let Some(fed) = fed {
+                fed.await;
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = pump.run() => {}
+            () = fed => {}
             _ = dropped => {}
         }
         _ = done.send(());
@@ -81,6 +96,14 @@ fn pair(wanted: bool) -> (Option<DuplexStream>, Option<DuplexStream>) {
     }
     let (ours, theirs) = tokio::io::duplex(BUFFER);
     (Some(ours), Some(theirs))
+}
+
+/// Asks for a connection and makes it.
+async fn open(client: &Client, request: AttachRequest) -> Result<WebSocketStream<TcpStream>, Error> {
+    let mut runtime = client.runtime();
+    let url = client.call("attach", QUICK, runtime.attach(request)).await?.url;
+    let socket = tokio::time::timeout(QUICK, connect(&url));
+    socket.await.map_err(|_| Error::Internal("attach: no answer in time".to_owned()))?
 }
 
 async fn connect(url: &str) -> Result<WebSocketStream<TcpStream>, Error> {
@@ -131,6 +154,28 @@ impl Pump {
             () = send => {}
         }
     }
+}
+
+/// Sends input over a connection of its own, and ends that with it.
+async fn feed(mut socket: WebSocketStream<TcpStream>, mut input: DuplexStream) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let read = tokio::select! {
+            read = input.read(&mut buffer) => read.unwrap_or(0),
+            // Nothing is said here but that it is over.
+            message = socket.next() => match message {
+                Some(Ok(_)) => continue,
+                _ => return,
+            },
+        };
+        let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { break };
+        if socket.send(framed(STDIN, bytes)).await.is_err() {
+            return;
+        }
+    }
+    // The other end reads in order: it has taken everything when it answers.
+    _ = socket.close(None).await;
+    while let Some(Ok(_)) = socket.next().await {}
 }
 
 /// Sends input and sizes; ends only with the connection.

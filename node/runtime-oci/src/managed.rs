@@ -48,10 +48,15 @@ impl Managed {
     /// # Errors
     /// The programs that are missing.
     pub(crate) fn new(dir: PathBuf) -> Result<Self, &'static str> {
-        let containerd = program("containerd").ok_or("containerd")?;
-        program("containerd-shim-runc-v2").ok_or("containerd-shim-runc-v2")?;
+        Self::of(dir, program)
+    }
+
+    /// With the programs that `find` finds.
+    fn of(dir: PathBuf, find: impl Fn(&'static str) -> Option<PathBuf>) -> Result<Self, &'static str> {
+        let containerd = find("containerd").ok_or("containerd")?;
+        find("containerd-shim-runc-v2").ok_or("containerd-shim-runc-v2")?;
         // crun up to 1.8 refuses hosts that mount cgroup v1 and v2 side by side: runc comes first.
-        let oci = program("runc").or_else(|| program("crun")).ok_or("runc")?;
+        let oci = find("runc").or_else(|| find("crun")).ok_or("runc")?;
         Ok(Self { dir, containerd, oci })
     }
 
@@ -276,6 +281,25 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crun_does_where_there_is_no_runc() {
+        let find = |there: &'static [&str]| {
+            let find = |name: &str| there.contains(&name).then(|| Path::new("/bin").join(name));
+            Managed::of("/data".into(), find).map(|managed| managed.configuration())
+        };
+        let both = find(&["containerd", "containerd-shim-runc-v2", "crun", "runc"]).unwrap();
+        assert!(both.contains("BinaryName = \"/bin/runc\""), "{both}");
+        let crun = find(&["containerd", "containerd-shim-runc-v2", "crun"]).unwrap();
+        assert!(crun.contains("BinaryName = \"/bin/crun\""), "{crun}");
+        for (there, missing) in [
+            (&["containerd", "containerd-shim-runc-v2"][..], "runc"),
+            (&["containerd", "runc"], "containerd-shim-runc-v2"),
+            (&["crun"], "containerd"),
+        ] {
+            assert_eq!(find(there).unwrap_err(), missing);
+        }
+    }
 
     #[test]
     fn the_configuration_quotes_paths() {

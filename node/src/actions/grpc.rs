@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Largest answer read.
 const ANSWER: usize = 4096;
@@ -22,13 +23,19 @@ const UNIMPLEMENTED: &str = "12";
 pub(super) async fn check(target: SocketAddr, service: &str) -> Result<(), String> {
     let stream = tokio::net::TcpStream::connect(target).await;
     let stream = stream.map_err(|error| format!("failed to connect service \"{target}\": {error}"))?;
+    exchange(stream, request(target, service)?).await
+}
+
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let failed = |error: hyper::Error| format!("health rpc failed: {error}");
     let executor = TokioExecutor::new();
     let handshake = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(failed)?;
-    tokio::pin!(connection);
-    let exchange = async {
-        let response = sender.send_request(request(target, service)?).await.map_err(failed)?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(failed)?;
         if !response.status().is_success() {
             return Err(format!("health rpc failed: HTTP status {}", response.status()));
         }
@@ -39,10 +46,19 @@ pub(super) async fn check(target: SocketAddr, service: &str) -> Result<(), Strin
         judge(body.trailers().unwrap_or(&head.headers))?;
         status(&body.to_bytes())
     };
-    // The connection is driven here, and ends here.
+    tokio::pin!(answer);
+    let mut connection = Box::pin(connection);
     tokio::select! {
-        result = exchange => result,
-        end = &mut connection => Err(end.err().map_or_else(|| "the connection was closed".to_owned(), failed)),
+        answered = &mut answer => answered,
+        end = &mut connection => {
+            // A server that closes after its answer: the answer is here, or it will never be.
+            drop(connection);
+            let answered = answer.await;
+            match end {
+                Ok(()) => answered,
+                Err(error) => answered.map_err(|_| failed(error)),
+            }
+        }
     }
 }
 
@@ -107,7 +123,10 @@ fn status(answer: &[u8]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+    };
 
     use http::Response;
     use hyper::service::service_fn;
@@ -145,6 +164,35 @@ mod tests {
         trailers.insert("grpc-status", code.parse().unwrap());
         let body = Full::new(Bytes::from(vec![0, 0, 0, 0, 2, 8, state]));
         Ok(Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed()))
+    }
+
+    #[tokio::test]
+    async fn a_server_that_closes_with_its_answer_has_answered() {
+        // Who is asked first, the answer or the connection, is chance.
+        for _ in 0..64 {
+            let (near, far) = tokio::io::duplex(4096);
+            let asked = AtomicBool::new(false);
+            let service = service_fn(|request| {
+                asked.store(true, Relaxed);
+                answer(request)
+            });
+            let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let connection = builder.serve_connection(TokioIo::new(far), service);
+            let server = async {
+                tokio::pin!(connection);
+                std::future::poll_fn(|context| {
+                    let polled = connection.as_mut().poll(context);
+                    if asked.load(Relaxed) {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    polled
+                })
+                .await
+            };
+            let request = request("127.0.0.1:1".parse().unwrap(), "good").unwrap();
+            let (answered, _) = tokio::join!(exchange(near, request), server);
+            assert_eq!(answered, Ok(()));
+        }
     }
 
     #[tokio::test]

@@ -58,16 +58,23 @@ pub(crate) async fn stop(context: Arc<Context>, pod: Arc<core::Pod>, stop: Stop)
         stop.grace.saturating_sub(begun.elapsed()).max(LEAST_GRACE)
     };
     let id = instance(&pod, &stop.unit.name, stop.attempt);
-    for (index, entry) in context.runtimes.iter().enumerate() {
-        if stop.runtime.is_none_or(|runtime| runtime == index)
-            && let Err(error) = entry.runtime.stop(&id, left).await
-        {
+    // Another runtime than the container's own is not asked: it may not answer for a long time.
+    let own = |index: usize| stop.runtime.is_none_or(|runtime| runtime == index);
+    let concerned: Vec<_> = context
+        .runtimes
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| own(*index))
+        .map(|(_, entry)| entry)
+        .collect();
+    for entry in &concerned {
+        if let Err(error) = entry.runtime.stop(&id, left).await {
             tracing::warn!(pod = %title(&pod), container = stop.unit.name, %error, "a container could not be ended");
         }
     }
     context.services.remove(&id);
     // The runtime's own report carries code and reason: give it the first word.
-    for entry in &context.runtimes {
+    for entry in &concerned {
         let found = entry.runtime.list().await.unwrap_or_default().into_iter().find(|status| status.id == id);
         if let Some(status) = found {
             return Done::Outcome(Outcome::State(stop.unit.name, stop.attempt, status.state));
@@ -123,12 +130,8 @@ async fn run_hook(
         };
     }
     if let Some(get) = &hook.http_get {
-        let status = http::get(context, &unit.container, get, target.ip).await?;
-        return if status < 400 {
-            Ok(())
-        } else {
-            Err(format!("HTTP hook failed with statuscode: {status}"))
-        };
+        // Whatever the answer says, it was heard (as upstream).
+        return http::get(context, &unit.container, get, target.ip).await.map(drop);
     }
     if let Some(sleep) = &hook.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0))).await;

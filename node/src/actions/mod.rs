@@ -22,7 +22,7 @@ use ketch_runtime::{ContainerId, PodId};
 use kube::api::{Api, DeleteParams, Preconditions};
 
 use crate::{
-    context::{Context, Report},
+    context::{Context, Report, WASM},
     machine::{Desired, Failure, Outcome, Role, Unit, container_id, pod_title},
 };
 
@@ -98,11 +98,13 @@ pub(crate) async fn forget(
     Done::Refreshed
 }
 
-/// Releases what the pod holds. `keep`: its object stays, and so do its logs.
-pub(crate) async fn cleanup(context: Arc<Context>, pod: Arc<core::Pod>, keep: bool) -> Done {
+/// Releases what the pod holds. `only_wasm`: the runtime for containers has nothing of it, and is not asked.
+/// `keep`: its object stays, and so do its logs.
+pub(crate) async fn cleanup(context: Arc<Context>, pod: Arc<core::Pod>, only_wasm: bool, keep: bool) -> Done {
     let id = PodId(uid(&pod).to_owned());
     let mut result = Ok(());
-    for entry in &context.runtimes {
+    let runtimes = if only_wasm { context.runtimes.get(..=WASM) } else { None };
+    for entry in runtimes.unwrap_or(&context.runtimes) {
         if let Err(error) = entry.runtime.remove_pod(&id).await {
             result = Err(Failure { reason: "FailedKillPod", message: format!("error killing pod: {error}") });
         }

@@ -16,6 +16,9 @@ use crate::{context::Context, host, machine::container_id};
 
 /// Time between the two looks that make a rate.
 const WINDOW: Duration = Duration::from_millis(100);
+/// How long all runtimes together may take. Who has not answered by then is left out: collectors do not wait for
+/// ever, and the other containers have answered.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Containers asked for at a time: the answer of containerd takes a while.
 const AT_A_TIME: usize = 16;
 
@@ -114,9 +117,10 @@ fn running(context: &Context, pods: &[Arc<core::Pod>]) -> Vec<(usize, String, Co
 }
 
 async fn sample(context: &Context, pods: &[Arc<core::Pod>]) -> Vec<Sample> {
+    let end = tokio::time::Instant::now() + PATIENCE;
     let measure = async |(pod, name, id): (usize, String, ContainerId)| {
         for entry in &context.runtimes {
-            if let Ok(usage) = entry.runtime.usage(&id).await {
+            if let Ok(Ok(usage)) = tokio::time::timeout_at(end, entry.runtime.usage(&id)).await {
                 return Some(Sample { pod, name, id, usage });
             }
         }

@@ -51,6 +51,9 @@ const QUIET: Duration = Duration::from_secs(5);
 /// The client's side of a program.
 struct Channels {
     stdin: Option<Input>,
+    /// The other direction of a SPDY input, which carries nothing: kubectl takes its end for the end of the program,
+    /// and sends no more.
+    unused: Option<Output>,
     stdout: Option<Output>,
     stderr: Option<Output>,
     resize: Option<Input>,
@@ -95,6 +98,7 @@ async fn collect(incoming: &mut Incoming, protocol: &str, options: &Options) -> 
     let wanted = &options.streams;
     let resizes = wanted.tty && matches!(protocol, "v3.channel.k8s.io" | "v4.channel.k8s.io");
     let (mut stdin, mut stdout, mut stderr, mut resize, mut error) = (None, None, None, None, None);
+    let mut unused = None;
     loop {
         let missing = error.is_none()
             || (wanted.stdin && stdin.is_none())
@@ -107,11 +111,11 @@ async fn collect(incoming: &mut Incoming, protocol: &str, options: &Options) -> 
         let stream = incoming.next().await?;
         let kind = stream.headers.get("streamtype").unwrap_or_default();
         match kind {
-            // This side of an input is over from the start, without a reset.
             "stdin" => {
-                stream.sender.finish().await;
+                unused = Some(Output::Spdy(stream.sender));
                 stdin = Some(Input::Spdy(stream.receiver));
             }
+            // This side is over from the start, without a reset.
             "resize" => {
                 stream.sender.finish().await;
                 resize = Some(Input::Spdy(stream.receiver));
@@ -122,7 +126,7 @@ async fn collect(incoming: &mut Incoming, protocol: &str, options: &Options) -> 
             other => tracing::debug!(other, "a stream of an unknown type"),
         }
     }
-    Some(Channels { stdin, stdout, stderr, resize, error: error?, status: tells_status(protocol) })
+    Some(Channels { stdin, unused, stdout, stderr, resize, error: error?, status: tells_status(protocol) })
 }
 
 /// Serves a program over a WebSocket until it ends or the client goes.
@@ -138,6 +142,7 @@ pub(super) async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin>(
     let output = |channel| Output::WebSocket { channel, to: to.clone() };
     let mut channels = Channels {
         stdin: wanted.stdin.then(|| Input::WebSocket(inputs.open(STDIN))),
+        unused: None,
         stdout: wanted.stdout.then(|| output(STDOUT)),
         stderr: wanted.stderr.then(|| output(STDERR)),
         resize: wanted.tty.then(|| Input::WebSocket(inputs.open(RESIZE))),
@@ -163,7 +168,7 @@ pub(super) async fn over_websocket<T: AsyncRead + AsyncWrite + Unpin>(
 
 /// Moves bytes until the program has ended and its output is sent, then tells the end.
 async fn run(session: Result<Session, Error>, channels: Channels, exec: bool) {
-    let Channels { stdin, stdout, stderr, resize, mut error, status } = channels;
+    let Channels { stdin, unused, stdout, stderr, resize, mut error, status } = channels;
     let end = match session {
         Err(failure) => Err(failure),
         Ok(session) => {
@@ -200,6 +205,9 @@ async fn run(session: Result<Session, Error>, channels: Channels, exec: bool) {
         let _ = error.send(text.into()).await;
     }
     error.finish().await;
+    if let Some(unused) = unused {
+        unused.finish().await;
+    }
 }
 
 /// What the error channel says at the end.

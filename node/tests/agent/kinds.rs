@@ -167,6 +167,33 @@ async fn a_restarted_agent_finds_kinds_and_containers_again() {
 }
 
 #[tokio::test]
+async fn a_runtime_that_hangs_holds_up_its_own_pods_only() {
+    let (setup, oci) = start_both();
+    setup.api.put(&path("old"), pod("old", "oci", json!({})));
+    setup.api.put(&path("web"), pod("web", "web", json!({})));
+    for name in ["old", "web"] {
+        setup.wait(name, "ready", is_ready).await;
+    }
+    oci.hangs.send_replace(true);
+    // It has something to tell, which cannot be had; and there is something to do.
+    oci.exit("uid-old.main.0", 1);
+    setup.api.put(&path("new"), pod("new", "oci", json!({})));
+    setup.api.put(&path("other"), pod("other", "web", json!({})));
+    setup.wait("other", "ready", is_ready).await;
+    let restarted = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"] == 1 && is_ready(pod);
+    setup.fake.exit("uid-web.main.0", 1);
+    setup.wait("web", "runs again", restarted).await;
+    for name in ["web", "other"] {
+        setup.api.delete(&path(name), 5);
+        setup.api.wait(&path(name), "deleted", |pod| pod.is_none()).await;
+    }
+    oci.hangs.send_replace(false);
+    setup.wait("old", "runs again", restarted).await;
+    setup.wait("new", "ready", is_ready).await;
+    setup.node.shutdown().await;
+}
+
+#[tokio::test]
 async fn without_a_runtime_for_containers_the_reason_names_the_fix() {
     let setup = start_node(Api::new(), Fake::new(), tempfile::tempdir().unwrap(), |options| {
         let text = "containerd is not running: apt-get install containerd".to_owned();

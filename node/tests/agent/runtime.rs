@@ -42,6 +42,8 @@ pub struct State {
 pub struct Fake {
     pub state: Arc<Mutex<State>>,
     changes: watch::Sender<u64>,
+    /// While it is set, no call is answered.
+    pub hangs: watch::Sender<bool>,
     name: &'static str,
     /// Calls of all fakes of a node, in order.
     pub order: Arc<Mutex<Vec<String>>>,
@@ -51,7 +53,8 @@ impl Fake {
     pub fn new() -> Self {
         let state = State { http: 200, ..State::default() };
         let order = Arc::default();
-        Self { state: Arc::new(Mutex::new(state)), changes: watch::Sender::new(0), name: "fake", order }
+        let (changes, hangs) = (watch::Sender::new(0), watch::Sender::new(false));
+        Self { state: Arc::new(Mutex::new(state)), changes, hangs, name: "fake", order }
     }
 
     /// A runtime for containers beside this one: its pods have a namespace.
@@ -63,6 +66,10 @@ impl Fake {
 
     pub fn order(&self) -> Vec<String> {
         self.order.lock().unwrap().clone()
+    }
+
+    async fn answers(&self) {
+        self.hangs.subscribe().wait_for(|hangs| !hangs).await.unwrap();
     }
 
     fn note(&self, what: &str, id: &str) {
@@ -112,11 +119,13 @@ impl Runtime for Fake {
     }
 
     async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
+        self.answers().await;
         let manifest = source.manifest(reference).await?;
         Ok(Image { id: format!("{reference}@{}", manifest.digest), digest: manifest.digest, size: 7 })
     }
 
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {
+        self.answers().await;
         self.note("create_pod", &pod.id.0);
         let mut state = self.state.lock().unwrap();
         state.pods.push(pod.id.0.clone());
@@ -125,6 +134,7 @@ impl Runtime for Fake {
     }
 
     async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {
+        self.answers().await;
         self.note("start", &container.id.0);
         {
             let mut state = self.state.lock().unwrap();
@@ -147,6 +157,7 @@ impl Runtime for Fake {
     }
 
     async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error> {
+        self.answers().await;
         {
             let mut state = self.state.lock().unwrap();
             state.stopped.push((container.0.clone(), grace));
@@ -159,11 +170,13 @@ impl Runtime for Fake {
     }
 
     async fn remove(&self, container: &ContainerId) -> Result<(), Error> {
+        self.answers().await;
         self.state.lock().unwrap().containers.remove(&container.0);
         Ok(())
     }
 
     async fn remove_pod(&self, pod: &PodId) -> Result<(), Error> {
+        self.answers().await;
         self.note("remove_pod", &pod.0);
         let mut state = self.state.lock().unwrap();
         state.containers.retain(|_, status| status.pod != *pod);
@@ -172,6 +185,7 @@ impl Runtime for Fake {
     }
 
     async fn list(&self) -> Result<Vec<ContainerStatus>, Error> {
+        self.answers().await;
         let mut state = self.state.lock().unwrap();
         if state.unlisted > 0 {
             state.unlisted -= 1;
@@ -185,6 +199,7 @@ impl Runtime for Fake {
     }
 
     async fn usage(&self, _: &ContainerId) -> Result<Usage, Error> {
+        self.answers().await;
         Ok(Usage {
             cpu: Duration::from_millis(5),
             memory: 65_536,
@@ -200,6 +215,7 @@ impl Runtime for Fake {
         command: Vec<String>,
         _: Streams,
     ) -> Result<Session, Error> {
+        self.answers().await;
         let mut state = self.state.lock().unwrap();
         let Some((code, output)) = state.exec else { return Err(Error::Unsupported("no exec".into())) };
         state.commands.push(format!("{} {}", container.0, command.join(" ")));

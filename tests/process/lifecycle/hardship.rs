@@ -127,6 +127,67 @@ pub(super) fn a_containerd_that_is_killed(containers: &Containers) {
     until("a new pod", || has(ketch, "after", &["phase=Succeeded"]));
 }
 
+/// A process that stands still, until this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(process: u32) -> Self {
+        let stopped = Self(process);
+        stopped.signal("-STOP");
+        stopped
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.0.to_string()]).output().unwrap();
+        assert!(sent.status.success(), "{sent:?}");
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.signal("-CONT");
+    }
+}
+
+/// Continues with the servers of [`a_daemon_that_is_killed`]: one that hangs takes calls and does not answer them.
+pub(super) fn a_containerd_that_hangs(containers: &Containers) {
+    let before = status(containers.ketch(), "stays-box");
+    super::runtime().block_on(async {
+        let cluster = Cluster::watch(containers).await;
+        let leaves = cluster.pod("leaves", Kind::Container);
+        leaves.run(&[OnTerm(143), Forever]).await;
+        leaves.becomes(&["main=running"]).await;
+        let stopped = Stopped::new(containers.containerd().unwrap());
+        let waits = cluster.pod("waits", Kind::Container);
+        waits.run(&[OnTerm(143), Forever]).await;
+        leaves.delete().await;
+        // More than one: each that changes makes the node look.
+        for round in 0..3 {
+            let (stays, ends) = (
+                cluster.pod(&format!("serves-{round}"), Kind::Wasm),
+                cluster.pod(&format!("ends-{round}"), Kind::Wasm),
+            );
+            server(&stays).await;
+            ends.run(&[Exit(0)]).await;
+            ends.becomes(&["phase=Succeeded"]).await;
+            for pod in [stays, ends] {
+                pod.delete().await;
+                pod.gone().await;
+            }
+        }
+        assert!(!leaves.object().is_null(), "nobody was there to end it");
+        waits.becomes(&["phase=Pending"]).await;
+        drop(stopped);
+        waits.becomes(&["main=running"]).await;
+        leaves.gone().await;
+        waits.delete().await;
+        waits.gone().await;
+    });
+    let ketch = containers.ketch();
+    until("the pod", || has(ketch, "stays-box", &["main=running", "main.restartCount=0", "Ready=True"]));
+    assert_eq!(instance(&status(ketch, "stays-box")), instance(&before), "it went on");
+}
+
 /// Continues with the servers of [`a_daemon_that_is_killed`] as neighbours.
 pub(super) fn neighbours_that_take_all(containers: &Containers) {
     let ketch = containers.ketch();

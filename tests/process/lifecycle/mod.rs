@@ -48,6 +48,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     probes::readiness_comes_and_goes,
     probes::programs_probe,
     probes::a_tcp_probe_connects,
+    probes::grpc_probes_call,
     ends::programs_complete,
     ends::programs_fail,
     ends::init_containers_run_in_order,
@@ -63,6 +64,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     ends::last_words_are_kept,
     ends::most_of_a_pod_is_fixed,
     probes::hooks_run_before_and_after,
+    probes::hooks_are_requests_too,
     probes::a_failed_hook_ends_the_container,
     inputs::the_environment_comes_from_everywhere,
     inputs::a_missing_object_is_waited_for,
@@ -97,6 +99,7 @@ fn pods_outlive_hard_times() {
     Cluster::push(&containers);
     hardship::a_daemon_that_is_killed(&mut containers);
     hardship::a_containerd_that_is_killed(&containers);
+    hardship::a_containerd_that_hangs(&containers);
     hardship::neighbours_that_take_all(&containers);
 }
 

@@ -21,7 +21,7 @@ use super::facts::{self, Facts};
 pub(super) enum Kind {
     /// Components: the guests `job`, `hello` and `tcp-echo`.
     Wasm,
-    /// Containers of the image `busybox`.
+    /// Containers of the images `busybox` and `etcd`.
     Container,
 }
 
@@ -189,8 +189,8 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Brings the images in.
     pub(super) fn push(containers: &Containers) {
-        containers.push(&["busybox"]);
-        for guest in ["hello", "job"] {
+        containers.push(&["busybox", "etcd"]);
+        for guest in ["hello", "hello-p3", "job"] {
             containers.ketch().deploy(guest, &[]);
         }
         // Only its image is wanted: deployed like this it may listen nowhere, and fails.
@@ -264,7 +264,7 @@ impl Pod {
             "command": self.command(acts)})
     }
 
-    /// A container that serves the files of `/www` on port 8080, see [`Kind::file`].
+    /// A container that serves the files of `/www` on port 8080, see [`Kind::file`], and logs what it is asked for.
     pub(super) fn server(&self, name: &str) -> Value {
         self.server_at(name, 8080)
     }
@@ -273,12 +273,23 @@ impl Pod {
         let (image, command) = match self.kind {
             Kind::Wasm => ("hello", json!(null)),
             Kind::Container => {
-                let serve = format!("mkdir -p /www; exec httpd -f -p {port} -h /www");
+                let serve = format!("mkdir -p /www; exec httpd -f -vv -p {port} -h /www");
                 ("busybox", json!(["sh", "-c", serve]))
             }
         };
         json!({"name": name, "image": format!("ketch.local/default/{image}:latest"), "imagePullPolicy": "IfNotPresent",
             "command": command, "ports": [{"containerPort": port}]})
+    }
+
+    /// A container that answers gRPC's health checks, and the port where it does.
+    pub(super) fn grpc_server(&self, name: &str) -> (Value, u16) {
+        match self.kind {
+            Kind::Wasm => (self.server(name), 8080),
+            Kind::Container => {
+                let image = "ketch.local/default/etcd:latest";
+                (json!({"name": name, "image": image, "imagePullPolicy": "IfNotPresent"}), 2379)
+            }
+        }
     }
 
     pub(super) fn client(&self) -> kube::Client {

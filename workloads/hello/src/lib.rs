@@ -9,6 +9,7 @@
 //! | `/slow?ms=N` | after N milliseconds |
 //! | `/file?path=FILE` | the file, or 404 |
 //! | `/fetch?url=URL` | status and body of URL, fetched by this component |
+//! | `/grpc.health.v1.Health/Check` | gRPC's: the server is well, a service by name is not known |
 //!
 //! Writes one line per request to its log.
 
@@ -49,6 +50,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
                 Ok(bytes) => respond(out, 200, &bytes),
                 Err(error) => respond(out, 404, format!("{error}\n").as_bytes()),
             },
+            "/grpc.health.v1.Health/Check" => health(request, out),
             "/fetch" => match fetch(query.strip_prefix("url=").unwrap_or_default()) {
                 Ok((status, body)) => respond(out, status, &body),
                 Err(error) => respond(out, 502, format!("{error}\n").as_bytes()),
@@ -103,6 +105,23 @@ fn write(outgoing: &OutgoingBody, body: &[u8]) {
 fn echo(request: IncomingRequest, out: ResponseOutparam) {
     let body = request.consume().map(read).unwrap_or_default();
     respond(out, 200, &body);
+}
+
+/// A call without a name is a message of no bytes, with five before it.
+fn health(request: IncomingRequest, out: ResponseOutparam) {
+    let asked = request.consume().map(read).unwrap_or_default();
+    let known = asked == [0; 5];
+    let fields =
+        |name: &str, value: &str| Fields::from_list(&[(name.into(), value.into())]).expect("a valid header");
+    let response = OutgoingResponse::new(fields("content-type", "application/grpc"));
+    let outgoing = response.body().expect("the first body");
+    ResponseOutparam::set(out, Ok(response));
+    if known {
+        // `SERVING`
+        write(&outgoing, &[0, 0, 0, 0, 2, 8, 1]);
+    }
+    let status = fields("grpc-status", if known { "0" } else { "5" });
+    OutgoingBody::finish(outgoing, Some(status)).expect("all was written");
 }
 
 fn read(body: IncomingBody) -> Vec<u8> {
