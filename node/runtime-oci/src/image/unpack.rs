@@ -105,8 +105,10 @@ async fn apply(
     let mut diffs = lease.client.native().diff();
     let applied = match lease.client.call("unpack", APPLY, diffs.apply(request)).await {
         Ok(response) => response.applied.unwrap_or_default().digest,
-        Err(Error::Internal(text)) if text.contains("no space left") => return Err(Error::Pull(text)),
-        Err(Error::Internal(text)) if text.contains("does not answer") => return Err(Error::Internal(text)),
+        // Neither is the image's fault.
+        Err(Error::Internal(text)) if text.contains("no space left") || text.contains("does not answer") => {
+            return Err(Error::Internal(text));
+        }
         Err(error) => return Err(corrupt(&error.to_string())),
     };
     match applied == diff_id {
