@@ -62,12 +62,17 @@ impl<'a> Lease<'a> {
         request
     }
 
-    /// Whether the content store has a blob; it is leased then.
-    pub(crate) async fn has(&self, digest: &str) -> Result<bool, Error> {
-        let resource = Some(Resource { id: digest.to_owned(), r#type: "content".to_owned() });
+    /// Takes something that is there, or may be, into the lease.
+    pub(crate) async fn add(&self, id: &str, kind: String) -> Result<(), Error> {
+        let resource = Some(Resource { id: id.to_owned(), r#type: kind });
         let request = scoped(AddResourceRequest { id: self.id.clone(), resource });
         let mut leases = self.client.native().leases();
-        self.client.call("lease a blob", QUICK, leases.add_resource(request)).await?;
+        self.client.call("lease a part of an image", QUICK, leases.add_resource(request)).await.map(drop)
+    }
+
+    /// Whether the content store has a blob; it is leased then.
+    pub(crate) async fn has(&self, digest: &str) -> Result<bool, Error> {
+        self.add(digest, "content".to_owned()).await?;
         let request = scoped(InfoRequest { digest: digest.to_owned() });
         let mut content = self.client.native().content();
         match self.client.call("look for a blob", QUICK, content.info(request)).await {

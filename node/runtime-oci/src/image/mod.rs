@@ -87,11 +87,14 @@ impl Images {
         }
     }
 
-    /// Ends pulls that go on, and takes back what they have written.
+    /// Ends pulls that go on, and takes back what they have written; what takes too long is left to
+    /// [`Images::recover`].
     pub(crate) async fn shutdown(&self) {
         self.end.cancel();
         self.pulls.close();
-        self.pulls.wait().await;
+        if tokio::time::timeout(QUICK, self.pulls.wait()).await.is_err() {
+            tracing::warn!("containerd does not take back what interrupted pulls have written");
+        }
     }
 
     /// A directory on the file system that images are unpacked on.

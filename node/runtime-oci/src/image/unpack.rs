@@ -66,7 +66,9 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Whether there is a snapshot; it is leased then: the pull that made it may take it back.
 async fn exists(lease: &Lease<'_>, snapshotter: &str, name: &str) -> Result<bool, Error> {
+    lease.add(name, format!("snapshots/{snapshotter}")).await?;
     let request =
         lease.request(StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: name.to_owned() });
     let mut snapshots = lease.client.native().snapshots();
