@@ -108,7 +108,9 @@ fn named(kind: EntryType, path: &str, target: &str, size: u64) -> Header {
     header.set_entry_type(kind);
     header.set_mode(0o755);
     header.set_size(size);
-    (header.set_uid(0), header.set_gid(0), header.set_mtime(0));
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     // By hand: a library refuses the names that matter here.
     let old = header.as_old_mut();
     old.name[..path.len()].copy_from_slice(path.as_bytes());
