@@ -15,7 +15,8 @@ use crate::{Ketch, is_root, root, succeeded};
 pub struct Containers {
     ketch: Option<Ketch>,
     /// Data directory.
-    pub dir: tempfile::TempDir,
+    pub dir: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
     flags: Vec<String>,
 }
 
@@ -23,6 +24,21 @@ impl Containers {
     /// With ranges of its own, because one Ketch of a machine has a Service range: `pods` and `services` are
     /// the second bytes of `10.x.0.0/16`. `None`: there can be none here.
     pub fn start(pods: u8, services: u8) -> Option<Self> {
+        let temporary = tempfile::tempdir().unwrap();
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), pods, services)
+    }
+
+    /// [`Containers::start`] in `dir`, which must outlive it.
+    pub fn start_in(dir: &Path, pods: u8, services: u8) -> Option<Self> {
+        Self::start_with(dir.to_path_buf(), None, pods, services)
+    }
+
+    fn start_with(
+        dir: PathBuf,
+        temporary: Option<tempfile::TempDir>,
+        pods: u8,
+        services: u8,
+    ) -> Option<Self> {
         if !is_root() {
             return None;
         }
@@ -34,7 +50,7 @@ impl Containers {
             "--dns-addr".to_owned(),
             format!("10.{services}.0.10:53"),
         ]);
-        let mut containers = Self { ketch: None, dir: tempfile::tempdir().unwrap(), flags: flags.collect() };
+        let mut containers = Self { ketch: None, dir, _temporary: temporary, flags: flags.collect() };
         containers.restart();
         Some(containers)
     }
@@ -62,7 +78,7 @@ impl Containers {
     /// Starts it in the same directory.
     pub fn restart(&mut self) {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        self.ketch = Some(Ketch::start_in(self.dir.path(), &flags));
+        self.ketch = Some(Ketch::start_in(&self.dir, &flags));
     }
 
     /// [`Containers::crash`], then [`Containers::restart`].
@@ -73,15 +89,24 @@ impl Containers {
 
     /// The process id of its containerd.
     pub fn containerd(&self) -> Option<u32> {
-        let file = self.dir.path().join("node/containerd/containerd.pid");
+        let file = self.dir.join("node/containerd/containerd.pid");
         fs::read_to_string(file).ok()?.trim().parse().ok()
     }
 
     /// Names of the containers that the kernel runs for this Ketch.
     pub fn processes(&self) -> Vec<String> {
-        let socket = self.dir.path().join("node/containerd/containerd.sock");
+        self.list("tasks")
+    }
+
+    /// Names of the images that its containerd has.
+    pub fn images(&self) -> Vec<String> {
+        self.list("images")
+    }
+
+    fn list(&self, what: &str) -> Vec<String> {
+        let socket = self.dir.join("node/containerd/containerd.sock");
         let mut list = Command::new("ctr");
-        let list = list.arg("-a").arg(socket).args(["-n", "k8s.io", "tasks", "list", "-q"]).output().unwrap();
+        let list = list.arg("-a").arg(socket).args(["-n", "k8s.io", what, "list", "-q"]).output().unwrap();
         let mut names: Vec<String> =
             String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
         names.sort();
@@ -95,7 +120,7 @@ impl Drop for Containers {
             // Gracefully: what it set up on the machine goes with it.
             ketch.end();
         }
-        end_containers(self.dir.path());
+        end_containers(&self.dir);
     }
 }
 

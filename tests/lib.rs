@@ -14,6 +14,9 @@
 )]
 
 mod containers;
+mod disk;
+pub mod image;
+mod registry;
 
 use std::{
     fs,
@@ -24,6 +27,8 @@ use std::{
 };
 
 pub use containers::Containers;
+pub use disk::SmallDisk;
+pub use registry::{Authority, PASSWORD, Registry, Secured};
 use serde_json::Value;
 
 /// Longest any condition is waited for. Generous: the machine may be busy with other tests.

@@ -57,6 +57,7 @@ impl Node {
             index: Index::default(),
             host: Host { ips: options.addresses.iter().map(ToString::to_string).collect() },
             images: PolicyImages::new(Arc::clone(&options.images), root.join("manifests")),
+            no_room: tokio::sync::Notify::new(),
             addresses: AddressBook::new(PodRanges::of(options.pod_cidr), root.join("addresses.json")),
             runtimes: options.runtimes.clone(),
             unavailable: options.unavailable.clone(),
@@ -66,7 +67,7 @@ impl Node {
             sources: Sources::new(options.client.clone()),
             network: options.network.clone(),
             sessions: Sessions::new(tasks.clone(), stop.clone()),
-            capacity: host::Facts::read(&root).totals(),
+            capacity: host::Facts::read(&root, None).totals(),
             events,
             root,
         });

@@ -40,6 +40,8 @@ pub(crate) struct Context {
     /// Addresses of the cluster's DNS.
     pub(crate) dns: Option<Vec<std::net::IpAddr>>,
     pub(crate) images: PolicyImages,
+    /// Wakes whoever removes images that nobody uses: there was no room for another one.
+    pub(crate) no_room: tokio::sync::Notify,
     pub(crate) addresses: AddressBook,
     pub(crate) events: Recorder,
     pub(crate) services: Arc<LocalServices>,
@@ -71,6 +73,11 @@ impl Context {
     /// The runtime for containers, by its place in the list.
     pub(crate) fn containers(&self) -> Option<usize> {
         (self.runtimes.len() > 1).then_some(CONTAINERS)
+    }
+
+    /// Where images of containers are, when that may be another file system than the node's own.
+    pub(crate) fn image_root(&self) -> Option<PathBuf> {
+        self.runtimes.iter().find_map(|entry| entry.runtime.image_root())
     }
 
     /// Why a pod that needs containers cannot run here, and what to do.

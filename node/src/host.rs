@@ -10,13 +10,13 @@ use ketch_api::{
     },
     names,
 };
+use ketch_runtime::disk::Disk;
 
 /// Memory kept from pods for the node itself.
 const RESERVED_MEMORY: u64 = 100 << 20;
-/// Below this much free memory, disk (bytes, or a tenth of what there is) or process ids (share) the node
-/// is under pressure.
+/// Below this much free memory (bytes, or a tenth of what there is) or process ids (share) the node is under
+/// pressure.
 const LOW_MEMORY: u64 = 100 << 20;
-const LOW_DISK: u64 = 1 << 30;
 const LOW_PIDS: f64 = 0.10;
 
 /// What the host is and has, at one time.
@@ -25,8 +25,9 @@ pub(crate) struct Facts {
     cpus: usize,
     memory: u64,
     memory_free: u64,
-    disk: u64,
-    disk_free: u64,
+    disk: Disk,
+    /// Where images are, when that is another file system.
+    image_disk: Disk,
     pids: u64,
     pids_used: u64,
     /// Processor time used since the start.
@@ -40,20 +41,20 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Reads the host's facts; `root` is where pods' files are. What cannot be read stays empty.
-    pub(crate) fn read(root: &Path) -> Self {
+    /// Reads the host's facts; `root` is where pods' files are, `images` where images are, when that may be
+    /// elsewhere. What cannot be read stays empty.
+    pub(crate) fn read(root: &Path, images: Option<&Path>) -> Self {
         let text =
             |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
         let meminfo = text("/proc/meminfo");
-        let (disk, disk_free) = disk(root);
         let machine_id = text("/etc/machine-id");
         let uuid = text("/sys/class/dmi/id/product_uuid");
         Self {
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
             memory: memory_field(&meminfo, "MemTotal").unwrap_or(0),
             memory_free: memory_field(&meminfo, "MemAvailable").unwrap_or(0),
-            disk,
-            disk_free,
+            disk: Disk::of(root),
+            image_disk: images.map(Disk::of).unwrap_or_default(),
             pids: text("/proc/sys/kernel/pid_max").parse().unwrap_or(0),
             load: text("/proc/loadavg").split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0),
             cpu_used: cpu_used(&text("/proc/stat")).unwrap_or_default(),
@@ -74,8 +75,8 @@ impl Facts {
             "cpu": { "time": time, "usageNanoCores": self.cpu_rate(),
                 "usageCoreNanoSeconds": u64::try_from(self.cpu_used.as_nanos()).unwrap_or(u64::MAX) },
             "memory": { "time": time, "availableBytes": self.memory_free, "usageBytes": used, "workingSetBytes": used },
-            "fs": { "time": time, "availableBytes": self.disk_free, "capacityBytes": self.disk,
-                "usedBytes": self.disk.saturating_sub(self.disk_free) },
+            "fs": { "time": time, "availableBytes": self.disk.free, "capacityBytes": self.disk.size,
+                "usedBytes": self.disk.size.saturating_sub(self.disk.free) },
             "rlimit": { "time": time, "maxpid": self.pids, "curproc": self.pids_used },
         })
     }
@@ -105,7 +106,7 @@ impl Facts {
         BTreeMap::from([
             ("cpu".to_owned(), Quantity(self.cpus.to_string())),
             ("memory".to_owned(), Quantity(format!("{}Ki", memory >> 10))),
-            ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", self.disk >> 10))),
+            ("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", self.disk.size >> 10))),
             ("pods".to_owned(), Quantity(pods.to_string())),
         ])
     }
@@ -132,8 +133,7 @@ impl Facts {
     pub(crate) fn conditions(&self) -> Vec<core::NodeCondition> {
         let share = |free: u64, all: u64| if all == 0 { 1.0 } else { free as f64 / all as f64 };
         let low_memory = self.memory > 0 && self.memory_free < LOW_MEMORY.min(self.memory / 10);
-        // A tenth of a large disk is plenty: a Wasm image is small, and nothing is collected at this mark.
-        let low_disk = self.disk > 0 && self.disk_free < LOW_DISK.min(self.disk / 10);
+        let low_disk = self.disk.is_low() || self.image_disk.is_low();
         let low_pids = share(self.pids.saturating_sub(self.pids_used), self.pids) < LOW_PIDS;
         vec![
             pressure(
@@ -243,14 +243,6 @@ pub(crate) fn with_digest(reference: &str, digest: &str) -> String {
     let slash = base.rfind('/').map_or(0, |at| at + 1);
     let tag = base.rfind(':').filter(|at| *at > slash);
     format!("{}@{digest}", tag.and_then(|at| base.get(..at)).unwrap_or(base))
-}
-
-/// Bytes of the file system that `path` is on: all there are, and those that are free.
-pub(crate) fn disk(path: &Path) -> (u64, u64) {
-    match nix::sys::statvfs::statvfs(path) {
-        Ok(stat) => (stat.blocks() * stat.fragment_size(), stat.blocks_available() * stat.fragment_size()),
-        Err(_) => (0, 0),
-    }
 }
 
 /// A field of `/proc/meminfo` in bytes.

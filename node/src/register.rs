@@ -224,7 +224,7 @@ impl Registration {
     }
 
     fn status(&self) -> core::NodeStatus {
-        let facts = host::Facts::read(&self.context.root);
+        let facts = host::Facts::read(&self.context.root, self.context.image_root().as_deref());
         let offered = || self.options.runtimes.iter().map(|entry| entry.runtime.capabilities());
         let versions: Vec<String> = offered().map(|one| one.version).collect();
         let limitations: Vec<String> = offered().flat_map(|one| one.limitations).collect();

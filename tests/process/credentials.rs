@@ -1,79 +1,6 @@
 //! Images of a registry that asks for a password, and of mirrors: Debian's `docker-registry` with `htpasswd`.
 
-use std::{
-    net::TcpListener,
-    path::Path,
-    process::{Child, Command, Stdio},
-};
-
-use ketch_tests::{Ketch, root, succeeded, until};
-
-const PASSWORD: &str = "s3cret";
-/// `PASSWORD`, as bcrypt has it.
-const USERS: &str = "puller:$2b$12$u3MNTYyBj2AgUjNbOqMHt.4pvdhNOJMs56LaBl.JRxK9e.SP3pLhq\n";
-
-/// A registry of its own, with one image, killed when dropped.
-struct Registry {
-    child: Child,
-    address: String,
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Registry {
-    /// `None`: the program could not be had.
-    fn start(dir: &Path, protected: bool) -> Option<Self> {
-        let program = root().join("target/tools/docker-registry/usr/bin/docker-registry");
-        if !program.is_file() {
-            eprintln!("skipped: {} is missing", program.display());
-            return None;
-        }
-        std::fs::create_dir_all(dir).unwrap();
-        // Nobody else takes a port that was free a moment ago.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        std::fs::write(dir.join("users"), USERS).unwrap();
-        let auth = format!("auth: {{htpasswd: {{realm: test, path: {}}}}}\n", dir.join("users").display());
-        let config = format!(
-            "version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: {address}}}\n{}",
-            dir.join("data").display(),
-            if protected { auth.as_str() } else { "" }
-        );
-        std::fs::write(dir.join("config.yml"), config).unwrap();
-        let log = std::fs::File::create(dir.join("log")).unwrap();
-        let mut command = Command::new(program);
-        command.arg("serve").arg(dir.join("config.yml")).stdin(Stdio::null());
-        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let registry = Self { child, address };
-        until("the registry", || {
-            std::net::TcpStream::connect(&registry.address).map(drop).map_err(|error| error.to_string())
-        });
-        Some(registry)
-    }
-
-    /// Copies an image of the built-in registry to this one.
-    fn copy(&self, ketch: &Ketch, from: &str, to: &str) {
-        let credentials = format!("token:{}", ketch.token());
-        let target = format!("docker://{}/{to}", self.address);
-        let source = format!("docker://{}/default/{from}", ketch.address("api-addr"));
-        let copy = Command::new("skopeo")
-            .args(["copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"])
-            .args([
-                "--src-creds",
-                &credentials,
-                "--dest-creds",
-                &format!("puller:{PASSWORD}"),
-                &source,
-                &target,
-            ])
-            .output();
-        succeeded("skopeo", copy.unwrap());
-    }
-}
+use ketch_tests::{Ketch, PASSWORD, Registry, Secured, until};
 
 fn pod(name: &str, image: &str, more: &str) -> String {
     format!(
@@ -114,7 +41,7 @@ fn secret(ketch: &Ketch, name: &str, server: &str, password: &str) {
 #[test]
 fn a_registry_with_passwords_is_asked_with_the_pods_own() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(registry) = Registry::start(&dir.path().join("registry"), true) else { return };
+    let Some(registry) = Registry::start(&dir.path().join("registry"), &Secured::Passwords) else { return };
     let ketch = Ketch::start();
     ketch.deploy("job", &[]);
     registry.copy(&ketch, "job:latest", "team/job:1");
@@ -154,7 +81,7 @@ fn a_registry_with_passwords_is_asked_with_the_pods_own() {
 #[test]
 fn a_mirror_stands_in_for_a_registry() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(mirror) = Registry::start(&dir.path().join("mirror"), false) else { return };
+    let Some(mirror) = Registry::start(&dir.path().join("mirror"), &Secured::Not) else { return };
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
     // Neither the first mirror nor the registry itself answers.

@@ -1,52 +1,13 @@
 //! A full disk: said once and clearly, nothing that runs is touched, and writes go on when there is room.
 
-use std::{
-    fs::File,
-    io::Write,
-    path::{Path, PathBuf},
-    process::Command,
-};
-
-use ketch_tests::{Ketch, failed, guest, is_root, succeeded, until};
-
-/// A small file system in memory, unmounted at the end.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"]).arg(dir.path());
-        succeeded("mount", mount.output().unwrap());
-        Self(dir)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    /// Takes every byte that is free.
-    fn fill(&self) -> PathBuf {
-        let path = self.path().join("filler");
-        let mut file = File::create(&path).unwrap();
-        let chunk = [0; 4096];
-        while file.write_all(&chunk).is_ok() {}
-        path
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
-    }
-}
+use ketch_tests::{Ketch, SmallDisk, failed, guest, is_root, until};
 
 #[test]
 fn a_full_disk_is_said_and_survived() {
     if !is_root() {
         return;
     }
-    let disk = SmallDisk::new();
+    let disk = SmallDisk::in_memory(64);
     let ketch = Ketch::start_in(disk.path(), &[]);
     ketch.deploy("hello", &[]);
     let filler = disk.fill();

@@ -3,10 +3,11 @@
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
-use k8s_cri::v1::{StatusRequest, VersionRequest};
+use k8s_cri::v1::{ImageFsInfoRequest, StatusRequest, VersionRequest};
 use ketch_runtime::Error;
 use nix::unistd::Uid;
 use serde::Deserialize;
@@ -163,11 +164,13 @@ async fn start(managed: Managed, options: &Options) -> Result<OciRuntime, Unavai
             return Err(broken(error.to_string()));
         }
     };
+    let owner = owner(&options.data_dir);
+    let root = Some(managed.root());
     let parts = Parts {
-        images: Images::new(client.clone(), work(options), snapshotter),
+        images: Arc::new(Images::new(client.clone(), owner.clone(), work(options), root, snapshotter)),
         client,
         version,
-        owner: owner(&options.data_dir),
+        owner,
         work: work(options),
         limits_pods: true,
         managed: Some((managed, child)),
@@ -199,11 +202,13 @@ async fn join(socket: &Path, options: &Options) -> Result<OciRuntime, Unavailabl
             "use --containerd managed",
         )
     })?;
+    let owner = owner(&options.data_dir);
+    let (root, snapshotter) = (image_root(&client).await, config.containerd.snapshotter.clone());
     let parts = Parts {
-        images: Images::new(client.clone(), work(options), config.containerd.snapshotter.clone()),
+        images: Arc::new(Images::new(client.clone(), owner.clone(), work(options), root, snapshotter)),
         client,
         version,
-        owner: owner(&options.data_dir),
+        owner,
         work: work(options),
         // systemd names control groups in its own way.
         limits_pods: !config.systemd_cgroup(),
@@ -216,6 +221,7 @@ async fn finish(parts: Parts, sandbox_image: Option<String>) -> Result<OciRuntim
     let broken = |error: Error| {
         Unavailable::new(format!("the pause image cannot be imported: {error}"), "run `ketch doctor`")
     };
+    parts.images.recover().await;
     parts.images.pull_pause(sandbox_image.as_deref()).await.map_err(broken)?;
     Ok(OciRuntime::new(parts))
 }
@@ -301,6 +307,18 @@ async fn settings(client: &Client) -> Result<Settings, Error> {
         true => Ok(settings),
         false => Err(Error::Internal("it does not say where it looks for network plugins".to_owned())),
     }
+}
+
+/// Where a containerd that is not ours unpacks images. `None`: nobody watches how full that gets.
+async fn image_root(client: &Client) -> Option<PathBuf> {
+    let mut images = client.cri_images();
+    let asked = client.call("ask where images are", QUICK, images.image_fs_info(ImageFsInfoRequest {})).await;
+    let found = asked.ok().and_then(|answer| answer.image_filesystems.into_iter().next()?.fs_id);
+    let root = found.map(|place| PathBuf::from(place.mountpoint)).filter(|path| path.is_absolute());
+    if root.is_none() {
+        tracing::warn!("containerd does not say where its images are: an image may fill that disk");
+    }
+    root
 }
 
 /// Where a containerd that is not ours looks for network configurations and plugins.

@@ -86,6 +86,11 @@ impl Managed {
         if on_overlay { "native" } else { "overlayfs" }
     }
 
+    /// Where it keeps images.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.path("root")
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
@@ -237,7 +242,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         SystemdCgroup = false
 "#,
             restricted = !may_protect_from_oom(),
-            root = quote(&self.path("root")),
+            root = quote(&self.root()),
             state = quote(&self.path("state")),
             socket = quote(&self.socket()),
             plugins = quote(&self.plugins()),

@@ -47,7 +47,7 @@ const STREAMS_END: Duration = Duration::from_secs(3);
 /// What a runtime is made of.
 pub(crate) struct Parts {
     pub(crate) client: Client,
-    pub(crate) images: Images,
+    pub(crate) images: Arc<Images>,
     pub(crate) version: String,
     pub(crate) owner: String,
     pub(crate) work: PathBuf,
@@ -59,7 +59,7 @@ pub(crate) struct Parts {
 /// Containers through containerd. Made by [`crate::connect`].
 pub struct OciRuntime {
     client: Client,
-    images: Images,
+    images: Arc<Images>,
     version: String,
     owner: String,
     work: PathBuf,
@@ -115,6 +115,7 @@ impl OciRuntime {
     /// Ends what goes on in the background. Containers stay, and so does a containerd of our own while there
     /// are any; whether that is so.
     pub async fn shutdown(&self) -> bool {
+        self.images.shutdown().await;
         let idle = matches!(self.sandboxes(HashMap::new()).await.as_deref(), Ok([]));
         self.end.cancel();
         self.tasks.close();
@@ -311,6 +312,10 @@ impl Runtime for OciRuntime {
 
     async fn remove_image(&self, reference: &str, digest: &str) -> Result<(), Error> {
         self.images.remove(reference, digest).await
+    }
+
+    fn image_root(&self) -> Option<PathBuf> {
+        self.images.root()
     }
 
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error> {

@@ -5,6 +5,7 @@
 //! tests of everything above. All pass one conformance suite (`testing`). The node agent learns what runs
 //! from [`Runtime::list`], after a restart as at any other time.
 
+pub mod disk;
 pub mod fake;
 pub mod log;
 #[cfg(feature = "testing")]
@@ -428,6 +429,9 @@ pub enum Error {
     /// Not something this runtime does.
     #[error("{0}")]
     Unsupported(String),
+    /// The disk is too full for the image. Retried with back-off, as [`Error::Pull`].
+    #[error("{0}")]
+    NoRoom(String),
     /// Anything else.
     #[error("{0}")]
     Internal(String),
@@ -475,6 +479,11 @@ pub trait Runtime: Send + Sync + 'static {
     /// images share with it stays. The caller knows that no container needs it. Unknown ones are fine.
     async fn remove_image(&self, _reference: &str, _digest: &str) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// A directory on the file system that images take room on, when that may be another one than the node's.
+    fn image_root(&self) -> Option<PathBuf> {
+        None
     }
 
     /// Makes what a pod's containers share. Idempotent: of a pod that exists it says again what it made.

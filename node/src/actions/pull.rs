@@ -94,7 +94,12 @@ async fn try_pull(
         Ok(manifest) => source.knowing(image, manifest),
         Err(_) => source,
     };
-    let pulled = chosen.pull(image, Arc::new(source)).await.map_err(failure)?;
+    let pulled = chosen.pull(image, Arc::new(source)).await.map_err(|error| {
+        if matches!(error, Error::NoRoom(_)) {
+            context.no_room.notify_one();
+        }
+        failure(error)
+    })?;
     let text = if present {
         format!("Container image \"{image}\" already present on machine")
     } else {

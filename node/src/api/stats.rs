@@ -53,7 +53,7 @@ pub(super) async fn summary(
     for one in sample(&context, &pods).await {
         by_pod.entry(one.pod).or_default().push(one);
     }
-    let facts = host::Facts::read(&context.root);
+    let facts = host::Facts::read(&context.root, None);
     let described = pods.iter().enumerate().map(|(index, pod)| {
         let own = by_pod.remove(&index).unwrap_or_default();
         describe(pod, &own, &before, &time)

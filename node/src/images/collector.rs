@@ -7,25 +7,37 @@ use std::{
 };
 
 use ketch_api::k8s::api::core::v1 as core;
+use ketch_runtime::disk::Disk;
 use tokio_util::sync::CancellationToken;
 
-use super::collect::{Plan, Present, Usage};
-use crate::{context::Context, events::Note, host};
+use super::collect::{Present, Usage, goal, is_full};
+use crate::{context::Context, events::Note};
 
 /// Between looks at the disk.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// Looks at the disk again and again until `stop`.
+/// Looks at the disk again and again until `stop`, and when there was no room for an image.
 pub(crate) async fn run(context: Arc<Context>, stop: CancellationToken) {
     let mut usage = Usage::default();
-    while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
+    loop {
+        let urgent = tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PERIOD) => false,
+            () = context.no_room.notified() => true,
+        };
         let present = context.images.present();
         let in_use = in_use(&context.index.pods(), &present);
-        let plan = usage.plan(&present, &in_use, host::disk(&context.root), Instant::now());
-        if plan.wanted > 0 {
-            free(&context, &plan).await;
-        }
+        let removable = usage.removable(&present, &in_use, urgent, Instant::now());
+        free(&context, removable, urgent).await;
     }
+}
+
+/// The fuller one of the disks that images are on.
+fn disk(context: &Context) -> Disk {
+    let own = Disk::of(&context.root);
+    let images = context.image_root().map(|path| Disk::of(&path)).unwrap_or_default();
+    let rank = |disk: &Disk| (disk.is_low(), disk.used_percent());
+    if rank(&images) > rank(&own) { images } else { own }
 }
 
 /// Digests of the images that pods name, or run.
@@ -49,32 +61,43 @@ fn in_use(pods: &[Arc<core::Pod>], present: &[Present]) -> BTreeSet<String> {
     digests
 }
 
-async fn free(context: &Context, plan: &Plan) {
-    for image in &plan.remove {
-        match remove(context, image).await {
+/// Removes `images`, one after the other, until enough is free.
+async fn free(context: &Context, images: Vec<Present>, urgent: bool) {
+    let before = disk(context);
+    let Some(goal) = goal(&before, urgent) else { return };
+    let mut now = before;
+    for image in images {
+        if now.free >= goal && !now.lacks_files() {
+            break;
+        }
+        match remove(context, &image).await {
             Ok(()) => {
                 context.images.forget(&image.digest);
                 tracing::info!(image = image.digest, size = image.size, "an unused image was removed");
             }
             Err(error) => tracing::warn!(image = image.digest, %error, "an unused image was not removed"),
         }
+        now = disk(context);
     }
-    if plan.found < plan.wanted {
-        let message = format!(
-            "Failed to garbage collect required amount of images. Attempted to free {} bytes, but only found {} \
-             bytes eligible to free.",
-            plan.wanted, plan.found
-        );
-        let object = core::ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Node".to_owned()),
-            name: Some(context.name.to_string()),
-            // As upstream: a node's events are in the default namespace and go by its name.
-            uid: Some(context.name.to_string()),
-            ..core::ObjectReference::default()
-        };
-        context.events.record(Note { object, warning: true, reason: "FreeDiskSpaceFailed", message });
+    if is_full(&now) {
+        note_failure(context, goal.saturating_sub(before.free), now.free.saturating_sub(before.free));
     }
+}
+
+fn note_failure(context: &Context, attempted: u64, found: u64) {
+    let message = format!(
+        "Failed to garbage collect required amount of images. Attempted to free {attempted} bytes, but only found \
+         {found} bytes eligible to free."
+    );
+    let object = core::ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(context.name.to_string()),
+        // As upstream: a node's events are in the default namespace and go by its name.
+        uid: Some(context.name.to_string()),
+        ..core::ObjectReference::default()
+    };
+    context.events.record(Note { object, warning: true, reason: "FreeDiskSpaceFailed", message });
 }
 
 async fn remove(context: &Context, image: &Present) -> Result<(), ketch_runtime::Error> {

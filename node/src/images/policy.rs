@@ -128,6 +128,16 @@ impl PolicyImages {
     }
 
     fn remember(&self, reference: &str, native: bool, manifest: &Manifest) -> std::io::Result<()> {
+        if let Some(before) = self.recall(reference, native)
+            && before.digest != manifest.digest
+        {
+            // The image that the tag has left is still here, and nobody could remove it without a name.
+            self.write(&crate::host::with_digest(reference, &before.digest), native, &before)?;
+        }
+        self.write(reference, native, manifest)
+    }
+
+    fn write(&self, reference: &str, native: bool, manifest: &Manifest) -> std::io::Result<()> {
         let remembered = Remembered {
             reference: reference.to_owned(),
             native,
@@ -278,10 +288,16 @@ mod tests {
         assert_eq!(read("IfNotPresent").await.unwrap(), "sha256:2", "the tag means the new one now");
         let present =
             |digest: &str, size| Present { digest: digest.into(), names: vec!["web:1".into()], size };
-        assert_eq!(images.present(), [present("sha256:2", 17)]);
+        let left = Present { names: vec!["web@sha256:1".into()], ..present("sha256:1", 16) };
+        assert_eq!(
+            images.present(),
+            [present("sha256:2", 17), left],
+            "the image that the tag left can be removed"
+        );
         let again = PolicyImages::new(Arc::new(Registry(moving)), dir.path().to_owned());
         assert_eq!(again.present(), images.present(), "a restart forgets nothing");
         again.forget("sha256:2");
+        again.forget("sha256:1");
         assert!(again.present().is_empty() && !again.source("Never", &Wanted::default()).is_present("web:1"));
     }
 }

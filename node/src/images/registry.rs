@@ -146,36 +146,36 @@ impl Registries {
             self.wanted.keyring.of(&place.host, &reference.repository).into_iter().map(Some).collect();
         let last = credentials.pop().unwrap_or_default();
         for credential in credentials {
-            match self.ask_as(credential, &url, reference).await {
+            match self.ask_as(credential, place, &url, reference).await {
                 Ok(response) if !is_denied(response.status()) => return Ok(response),
                 _ => {}
             }
         }
-        self.ask_as(last, &url, reference).await
+        self.ask_as(last, place, &url, reference).await
     }
 
     async fn ask_as(
         &self,
         credential: Option<&Credential>,
+        place: &Endpoint,
         url: &url::Url,
         reference: &Reference,
     ) -> Result<Response<Body>, String> {
         let who = credential.map(Credential::fingerprint).unwrap_or_default();
         let key = format!("{} {} {who}", url.origin().ascii_serialization(), reference.repository);
-        let response = self.follow(url, self.authorization(&key)).await?;
+        let response = self.follow(place, url, self.authorization(&key)).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let authorization = match (Challenge::of(response.headers()), credential) {
             (Some(Challenge::Bearer(bearer)), _) => {
-                let secure = url.scheme() == "https";
-                let token = self.ask_token(&bearer, &reference.repository, secure, credential).await?;
+                let token = self.ask_token(&bearer, &reference.repository, place, credential).await?;
                 format!("Bearer {token}")
             }
             (Some(Challenge::Basic), Some(credential)) => credential.basic(),
             _ => return Ok(response),
         };
-        let answer = self.follow(url, Some(authorization.clone())).await?;
+        let answer = self.follow(place, url, Some(authorization.clone())).await?;
         if !is_denied(answer.status()) {
             self.keep_authorization(key, authorization);
         }
@@ -197,11 +197,11 @@ impl Registries {
         &self,
         bearer: &Bearer,
         repository: &str,
-        secure: bool,
+        place: &Endpoint,
         credential: Option<&Credential>,
     ) -> Result<String, String> {
         let realm = url::Url::parse(&bearer.realm).map_err(|error| format!("{}: {error}", bearer.realm))?;
-        if secure && realm.scheme() != "https" {
+        if place.url.scheme() == "https" && realm.scheme() != "https" {
             return Err(format!("the registry sends for a token to {realm}, which is not HTTPS"));
         }
         let response = match credential.and_then(|credential| credential.identity.as_ref()) {
@@ -210,11 +210,11 @@ impl Registries {
                     .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
                     .body(Body::from(bearer.form(repository, identity)));
                 let request = request.map_err(|error| error.to_string())?;
-                self.shared.transport.send(&realm, request).await?
+                self.send(place, &realm, request).await?
             }
             None => {
                 let url = url::Url::parse(&bearer.url(repository)).map_err(|error| error.to_string())?;
-                self.follow(&url, credential.map(Credential::basic)).await?
+                self.follow(place, &url, credential.map(Credential::basic)).await?
             }
         };
         let status = response.status();
@@ -228,9 +228,21 @@ impl Registries {
         auth::token(&body).ok_or_else(|| format!("no token for {repository}: {realm} sent none"))
     }
 
+    /// Sends a request to where `place` leads.
+    async fn send(
+        &self,
+        place: &Endpoint,
+        url: &url::Url,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, String> {
+        let trusted = hosts::trusted(&self.shared.hosts, &place.host, url);
+        self.shared.transport.send(url, trusted, request).await
+    }
+
     /// GET with redirects; an authorization is shown to nobody else.
     async fn follow(
         &self,
+        place: &Endpoint,
         url: &url::Url,
         mut authorization: Option<String>,
     ) -> Result<Response<Body>, String> {
@@ -241,7 +253,7 @@ impl Registries {
                 request = request.header(header::AUTHORIZATION, authorization);
             }
             let request = request.body(Body::empty()).map_err(|error| error.to_string())?;
-            let response = self.shared.transport.send(&url, request).await?;
+            let response = self.send(place, &url, request).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }

@@ -1,9 +1,13 @@
-//! HTTP to other registries: one connection per request, with the system's certificate authorities.
+//! HTTP to other registries: one connection per request, with the system's certificate authorities and those that the
+//! configuration names for a registry.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::SystemTime,
 };
 
 use axum::body::Body;
@@ -12,25 +16,32 @@ use http::{Request, Response, header};
 use http_body::{Frame, SizeHint};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
-use rustls_platform_verifier::BuilderVerifierExt;
+use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
+use rustls_platform_verifier::{BuilderVerifierExt, Verifier};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     task::JoinSet,
 };
 
+use super::hosts::authorities;
+
 /// HTTP to other registries.
 #[derive(Default)]
 pub(super) struct Transport {
-    tls: OnceLock<Result<Arc<ClientConfig>, String>>,
+    /// By the files with further authorities.
+    tls: Mutex<BTreeMap<BTreeSet<PathBuf>, Tls>>,
 }
 
+/// What connections are made with, and when the files it was made of were written.
+type Tls = (Vec<Option<SystemTime>>, Arc<ClientConfig>);
+
 impl Transport {
-    /// Sends a request to the host of `url`.
+    /// Sends a request to the host of `url`, which may be known by an authority of the files `trusted`.
     pub(super) async fn send(
         &self,
         url: &url::Url,
+        trusted: BTreeSet<PathBuf>,
         request: Request<Body>,
     ) -> Result<Response<Body>, String> {
         let host = url.host_str().ok_or_else(|| format!("{url} has no host"))?;
@@ -41,19 +52,40 @@ impl Transport {
         if url.scheme() == "http" {
             return exchange(stream, &authority, request).await;
         }
-        let config = self.tls.get_or_init(configure).clone()?;
+        let config = self.configuration(trusted)?;
         let name = ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
         let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await;
-        exchange(
-            stream.map_err(|error| format!("no secure connection to {host}: {error}"))?,
-            &authority,
-            request,
-        )
-        .await
+        exchange(stream.map_err(|error| insecure(&authority, &error))?, &authority, request).await
+    }
+
+    /// A file that changed is read again.
+    fn configuration(&self, trusted: BTreeSet<PathBuf>) -> Result<Arc<ClientConfig>, String> {
+        let written = |path: &PathBuf| std::fs::metadata(path).and_then(|data| data.modified()).ok();
+        let written: Vec<Option<SystemTime>> = trusted.iter().map(written).collect();
+        let mut all = self.tls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, config)) = all.get(&trusted)
+            && *then == written
+        {
+            return Ok(Arc::clone(config));
+        }
+        let config = configure(&trusted)?;
+        all.insert(trusted, (written, Arc::clone(&config)));
+        Ok(config)
     }
 }
 
-fn configure() -> Result<Arc<ClientConfig>, String> {
+fn insecure(authority: &str, error: &std::io::Error) -> String {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+    let fix = match cause {
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
+            "; if it has an authority of its own, name it in config.toml: [registries.\"{authority}\"] ca = \"FILE\""
+        ),
+        _ => String::new(),
+    };
+    format!("no secure connection to {authority}: {error}{fix}")
+}
+
+fn configure(trusted: &BTreeSet<PathBuf>) -> Result<Arc<ClientConfig>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let failed = |error: rustls::Error| {
         format!("the system's certificate authorities cannot be used: {error}; install ca-certificates")
@@ -61,7 +93,16 @@ fn configure() -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?;
-    Ok(Arc::new(builder.with_platform_verifier().map_err(failed)?.with_no_client_auth()))
+    if trusted.is_empty() {
+        return Ok(Arc::new(builder.with_platform_verifier().map_err(failed)?.with_no_client_auth()));
+    }
+    let mut further = Vec::new();
+    for path in trusted {
+        further.extend(authorities(path)?);
+    }
+    let verifier = Verifier::new_with_extra_roots(further, Arc::clone(builder.crypto_provider()));
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier.map_err(failed)?));
+    Ok(Arc::new(builder.with_no_client_auth()))
 }
 
 async fn exchange<S>(stream: S, authority: &str, mut request: Request<Body>) -> Result<Response<Body>, String>
@@ -105,5 +146,27 @@ impl http_body::Body for Driven {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_authorities_that_changes_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let own = rcgen::generate_simple_self_signed(["r.lan".to_owned()]).unwrap();
+        std::fs::write(&path, own.cert.pem()).unwrap();
+        let (transport, files) = (Transport::default(), BTreeSet::from([path.clone()]));
+        let read = || transport.configuration(files.clone());
+        let first = read().unwrap();
+        assert!(Arc::ptr_eq(&first, &read().unwrap()));
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(!Arc::ptr_eq(&first, &read().unwrap()));
+        std::fs::remove_file(&path).unwrap();
+        assert!(read().unwrap_err().contains("ca.pem"));
     }
 }

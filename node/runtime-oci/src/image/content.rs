@@ -6,7 +6,8 @@ use std::{collections::HashMap, path::Path, time::Duration};
 use containerd_client::{
     services::v1::{
         AddResourceRequest, CreateImageRequest, CreateRequest, DeleteRequest, Image as Record, Info,
-        InfoRequest, Resource, UpdateImageRequest, UpdateRequest, WriteAction, WriteContentRequest,
+        InfoRequest, ListRequest, Resource, UpdateImageRequest, UpdateRequest, WriteAction,
+        WriteContentRequest,
     },
     types,
 };
@@ -45,11 +46,9 @@ impl<'a> Lease<'a> {
         Ok(Self { client, id })
     }
 
-    /// Gives it back; what nothing refers to is collected.
-    pub(crate) async fn end(self) {
-        let request = scoped(DeleteRequest { id: self.id, sync: false });
-        let mut leases = self.client.native().leases();
-        if let Err(error) = self.client.call("end a lease", QUICK, leases.delete(request)).await {
+    /// Gives it back; what nothing refers to is collected, `now` or at some time.
+    pub(crate) async fn end(self, now: bool) {
+        if let Err(error) = end(self.client, self.id, now).await {
             tracing::debug!(%error, "a lease stays until it expires");
         }
     }
@@ -63,12 +62,17 @@ impl<'a> Lease<'a> {
         request
     }
 
-    /// Whether the content store has a blob; it is leased then.
-    pub(crate) async fn has(&self, digest: &str) -> Result<bool, Error> {
-        let resource = Some(Resource { id: digest.to_owned(), r#type: "content".to_owned() });
+    /// Takes something that is there, or may be, into the lease.
+    pub(crate) async fn add(&self, id: &str, kind: String) -> Result<(), Error> {
+        let resource = Some(Resource { id: id.to_owned(), r#type: kind });
         let request = scoped(AddResourceRequest { id: self.id.clone(), resource });
         let mut leases = self.client.native().leases();
-        self.client.call("lease a blob", QUICK, leases.add_resource(request)).await?;
+        self.client.call("lease a part of an image", QUICK, leases.add_resource(request)).await.map(drop)
+    }
+
+    /// Whether the content store has a blob; it is leased then.
+    pub(crate) async fn has(&self, digest: &str) -> Result<bool, Error> {
+        self.add(digest, "content".to_owned()).await?;
         let request = scoped(InfoRequest { digest: digest.to_owned() });
         let mut content = self.client.native().content();
         match self.client.call("look for a blob", QUICK, content.info(request)).await {
@@ -144,6 +148,24 @@ fn messages(file: File, blob: Descriptor, name: String) -> impl futures::Stream<
             Some((WriteContentRequest { offset, data, ..base }, Some((file, next))))
         }
     })
+}
+
+async fn end(client: &Client, id: String, now: bool) -> Result<(), Error> {
+    let request = scoped(DeleteRequest { id, sync: now });
+    let mut leases = client.native().leases();
+    let limit = if now { SLOW } else { QUICK };
+    client.call("end a lease", limit, leases.delete(request)).await.map(drop)
+}
+
+/// Ends leases whose names start with `prefix`: those of a process that is gone.
+pub(crate) async fn end_abandoned(client: &Client, prefix: &str) -> Result<(), Error> {
+    let mut leases = client.native().leases();
+    let listed = client.call("list leases", QUICK, leases.list(scoped(ListRequest::default()))).await?;
+    for lease in listed.leases.into_iter().filter(|lease| lease.id.starts_with(prefix)) {
+        tracing::info!(lease = lease.id, "what an interrupted pull has left is removed");
+        end(client, lease.id, true).await?;
+    }
+    Ok(())
 }
 
 fn slow(blob: &Descriptor) -> Error {

@@ -2,13 +2,16 @@
 //!
 //! containerd pulls nothing itself: registries, credentials, mirrors and pull policies are the node's, and
 //! the same for every runtime. What is here turns a reference into content, snapshots and a record that
-//! CRI accepts.
+//! CRI accepts. A pull works in a task of its own: whoever waits for it may go away, and then what it has written
+//! is taken back.
 
 mod content;
 mod manifest;
 mod name;
 mod pause;
+mod room;
 mod unpack;
+mod zstd;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,6 +24,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use k8s_cri::v1::{self as cri, ImageSpec, ImageStatusRequest, RemoveImageRequest};
 use ketch_runtime::{Error, Image, ImageSource, Manifest as Document};
 use sha2::{Digest, Sha256};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     content::{Labels, Lease},
@@ -30,6 +34,7 @@ use self::{
 use crate::client::{Client, QUICK, SLOW, or_gone};
 
 pub(crate) use pause::REFERENCE as PAUSE;
+pub(crate) use room::Room;
 
 /// Blobs fetched at a time.
 const PARALLEL: usize = 3;
@@ -45,13 +50,56 @@ pub(crate) struct Images {
     /// Where blobs are put on their way.
     dir: PathBuf,
     snapshotter: String,
+    /// Starts the names of its leases.
+    owner: String,
+    room: Room,
     host: Platform,
+    pulls: TaskTracker,
+    end: CancellationToken,
 }
 
 impl Images {
-    /// Over `client`, with `dir` for blobs on their way.
-    pub(crate) fn new(client: Client, dir: PathBuf, snapshotter: String) -> Self {
-        Self { client, dir, snapshotter, host: Platform::host() }
+    /// Over `client`, with `dir` for blobs on their way and containerd's images under `root`.
+    pub(crate) fn new(
+        client: Client,
+        owner: String,
+        dir: PathBuf,
+        root: Option<PathBuf>,
+        snapshotter: String,
+    ) -> Self {
+        let room = Room::new(root.into_iter().chain([dir.clone()]).collect());
+        Self {
+            client,
+            dir,
+            snapshotter,
+            owner: format!("ketch-pull-{owner}-"),
+            room,
+            host: Platform::host(),
+            pulls: TaskTracker::new(),
+            end: CancellationToken::new(),
+        }
+    }
+
+    /// Takes back what pulls of an earlier process have left unfinished.
+    pub(crate) async fn recover(&self) {
+        if let Err(error) = content::end_abandoned(&self.client, &self.owner).await {
+            tracing::warn!(%error, "what interrupted pulls have left stays for a day");
+        }
+    }
+
+    /// Ends pulls that go on, and takes back what they have written; what takes too long is left to
+    /// [`Images::recover`].
+    pub(crate) async fn shutdown(&self) {
+        self.end.cancel();
+        self.pulls.close();
+        if tokio::time::timeout(QUICK, self.pulls.wait()).await.is_err() {
+            tracing::warn!("containerd does not take back what interrupted pulls have written");
+        }
+    }
+
+    /// A directory on the file system that images are unpacked on.
+    pub(crate) fn root(&self) -> Option<PathBuf> {
+        self.room.images()
     }
 
     /// Whether a container's own files are kept apart from its image's.
@@ -60,8 +108,27 @@ impl Images {
     }
 
     /// Makes `reference` present. See [`ketch_runtime::Runtime::pull`].
-    pub(crate) async fn pull(&self, reference: &str, source: Arc<dyn ImageSource>) -> Result<Image, Error> {
+    pub(crate) async fn pull(
+        self: &Arc<Self>,
+        reference: &str,
+        source: Arc<dyn ImageSource>,
+    ) -> Result<Image, Error> {
         let name = Name::parse(reference);
+        if name.full() == PAUSE {
+            // Every pod of the node would have a program of whoever pushed it.
+            return Err(Error::Config(format!(
+                "{PAUSE} is what Ketch runs in every pod; name the image otherwise"
+            )));
+        }
+        self.make_present(reference, name, source).await
+    }
+
+    async fn make_present(
+        self: &Arc<Self>,
+        reference: &str,
+        name: Name,
+        source: Arc<dyn ImageSource>,
+    ) -> Result<Image, Error> {
         if source.prefers_present()
             && let Some((image, _)) = self.present(&name, &name.full()).await?
         {
@@ -73,17 +140,47 @@ impl Images {
             content::point(&self.client, &name.full(), &target, managed()).await?;
             return Ok(image);
         }
-        let id = format!("ketch-pull-{}-{}", std::process::id(), random());
-        let lease = Lease::take(&self.client, id).await?;
-        let fetched = self.fetch(&lease, &name, reference, &document, &*source).await;
-        lease.end().await;
-        fetched?;
+        let given_up = self.end.child_token();
+        let waiting = given_up.clone().drop_guard();
+        let (images, reference, place) = (Arc::clone(self), reference.to_owned(), name.clone());
+        let fetch =
+            async move { images.fetch_leased(&place, &reference, &document, &*source, given_up).await };
+        let fetched = self.pulls.spawn(fetch).await;
+        waiting.disarm();
+        fetched.map_err(|error| Error::Internal(format!("pull an image: {error}")))??;
         self.noticed(&name, &fixed).await
     }
 
+    /// [`Images::fetch`] as long as there is room and somebody waits; of one that does not succeed nothing stays.
+    async fn fetch_leased(
+        &self,
+        name: &Name,
+        reference: &str,
+        document: &Document,
+        source: &dyn ImageSource,
+        given_up: CancellationToken,
+    ) -> Result<(), Error> {
+        let lease = Lease::take(&self.client, format!("{}{}", self.owner, random())).await?;
+        let bounded = async {
+            match reference {
+                // Without it no pod runs; it is small.
+                PAUSE => std::future::pending().await,
+                _ => self.room.gone(reference).await,
+            }
+        };
+        let fetched = tokio::select! {
+            biased;
+            () = given_up.cancelled() => Err(Error::Internal(format!("the pull of {reference} was given up"))),
+            error = bounded => Err(error),
+            fetched = self.fetch(&lease, name, reference, document, source) => fetched,
+        };
+        lease.end(fetched.is_err()).await;
+        fetched.map_err(|error| self.room.explain(reference, error))
+    }
+
     /// Makes the image of the pause program present, also as `alias` when containerd lacks that image.
-    pub(crate) async fn pull_pause(&self, alias: Option<&str>) -> Result<(), Error> {
-        self.pull(PAUSE, Arc::new(pause::Source::new()?)).await?;
+    pub(crate) async fn pull_pause(self: &Arc<Self>, alias: Option<&str>) -> Result<(), Error> {
+        self.make_present(PAUSE, Name::parse(PAUSE), Arc::new(pause::Source::new()?)).await?;
         let Some(alias) = alias.filter(|alias| !alias.is_empty()) else { return Ok(()) };
         let name = Name::parse(alias);
         if self.present(&name, &name.full()).await?.is_none()
@@ -202,6 +299,7 @@ impl Images {
                 }
                 let path = dir.join(format!("layer-{index}"));
                 source.blob(reference, &layer.digest, layer.size, &path).await?;
+                check_window(layer, path.clone()).await?;
                 lease.write(layer, &path).await?;
                 tokio::fs::remove_file(&path).await.map_err(disk)
             })
@@ -239,6 +337,20 @@ impl Images {
 
     fn directory(&self) -> Result<tempfile::TempDir, Error> {
         std::fs::create_dir_all(&self.dir).and_then(|()| tempfile::tempdir_in(&self.dir)).map_err(disk)
+    }
+}
+
+/// Refuses a layer that takes too much memory to unpack.
+async fn check_window(layer: &Descriptor, path: PathBuf) -> Result<(), Error> {
+    let read = move || zstd::window(&mut std::io::BufReader::new(std::fs::File::open(path)?));
+    let window = tokio::task::spawn_blocking(read).await.map_err(std::io::Error::other).flatten();
+    match window.map_err(disk)? {
+        window if window > zstd::MAX_WINDOW => Err(Error::Image(format!(
+            "layer {} takes {window} bytes of memory to unpack, more than the {} allowed: compress it without --long",
+            layer.digest,
+            zstd::MAX_WINDOW
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -66,7 +66,9 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Whether there is a snapshot; it is leased then: the pull that made it may take it back.
 async fn exists(lease: &Lease<'_>, snapshotter: &str, name: &str) -> Result<bool, Error> {
+    lease.add(name, format!("snapshots/{snapshotter}")).await?;
     let request =
         lease.request(StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: name.to_owned() });
     let mut snapshots = lease.client.native().snapshots();
@@ -105,8 +107,10 @@ async fn apply(
     let mut diffs = lease.client.native().diff();
     let applied = match lease.client.call("unpack", APPLY, diffs.apply(request)).await {
         Ok(response) => response.applied.unwrap_or_default().digest,
-        Err(Error::Internal(text)) if text.contains("no space left") => return Err(Error::Pull(text)),
-        Err(Error::Internal(text)) if text.contains("does not answer") => return Err(Error::Internal(text)),
+        // Neither is the image's fault.
+        Err(Error::Internal(text)) if text.contains("no space left") || text.contains("does not answer") => {
+            return Err(Error::Internal(text));
+        }
         Err(error) => return Err(corrupt(&error.to_string())),
     };
     match applied == diff_id {

@@ -40,6 +40,12 @@ async fn broken_images_are_errors_of_the_pull() {
     images.corrupt(&name, &changed);
     let error = pull(&rig, "registry.test/changed:1", images).await.unwrap_err();
     assert!(matches!(&error, Error::Pull(text) if text.contains(&name)), "{error:?}");
+    // A frame of zstd that refers 2 GiB back.
+    let mut images = Images::default();
+    let frame = b"\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00".to_vec();
+    images.image("registry.test/window:1", host(), vec![(frame, format!("sha256:{:064}", 3))], json!({}));
+    let error = pull(&rig, "registry.test/window:1", images).await.unwrap_err();
+    assert!(matches!(&error, Error::Image(text) if text.contains("2147483648 bytes of memory")), "{error:?}");
     // Bytes that were pushed like this, and a content that is not what the image says.
     for (bytes, id) in
         [(b"no archive".to_vec(), format!("sha256:{:064}", 1)), (bytes, format!("sha256:{:064}", 2))]
@@ -49,6 +55,20 @@ async fn broken_images_are_errors_of_the_pull() {
         let error = pull(&rig, "registry.test/bad:1", images).await.unwrap_err();
         assert!(matches!(&error, Error::Pull(text) if text.contains("corrupt")), "{error:?}");
     }
+    rig.done().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_can_replace_the_program_of_every_pod() {
+    let Some(rig) = Rig::new().await else { return };
+    for reference in ["ketch.local/system/pause:1", "ketch.local/system/pause:1@sha256:0"] {
+        let mut images = Images { always: true, ..Images::default() };
+        images.image("ketch.local/system/pause:1", host(), vec![busybox_layer()], json!({}));
+        let pulled = pull(&rig, reference, images).await;
+        assert!(matches!(&pulled, Err(Error::Config(_) | Error::Pull(_))), "{reference}: {pulled:?}");
+    }
+    let pod = rig.made("pause", 2).await;
+    assert_eq!(rig.run(&pod, "main", "echo works").await.2, "works");
     rig.done().await;
 }
 
