@@ -62,6 +62,9 @@ pub(crate) struct Service {
     pub(super) tasks: TaskTracker,
 }
 
+/// Longest time-out and idle time: they come from annotations, and points in time are made of them.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// The seat of a service's instance.
 pub(super) type WorkerSeat<'a> = Seat<'a, Box<dyn Fn() + Send + Sync>>;
 
@@ -88,7 +91,7 @@ impl Policy {
         Self {
             requests: reuse.requests.unwrap_or(requests).max(1),
             concurrent: reuse.concurrent.unwrap_or(concurrent).clamp(1, most),
-            idle: reuse.idle.unwrap_or(Duration::from_secs(1)),
+            idle: reuse.idle.unwrap_or(Duration::from_secs(1)).min(LONGEST),
         }
     }
 }
@@ -105,7 +108,7 @@ impl Service {
             programs,
             images,
             stored,
-            timeout,
+            timeout: timeout.min(LONGEST),
             concurrency: concurrency.filter(|count| *count > 0).map(permits),
             queue: Queue::new(std::thread::available_parallelism().map_or(1, usize::from)),
             warm: Mutex::default(),
@@ -308,5 +311,12 @@ mod tests {
         assert_eq!(Policy::new(World::HttpAsync, wanted).concurrent, 8);
         let zero = Reuse { requests: Some(0), concurrent: Some(0), idle: None };
         assert_eq!(Policy::new(World::HttpAsync, zero).concurrent, 1);
+    }
+
+    #[test]
+    fn no_idle_time_is_beyond_what_a_clock_can_show() {
+        let endless = Reuse { idle: Some(Duration::MAX), ..Reuse::default() };
+        let idle = Policy::new(World::HttpAsync, endless).idle;
+        assert!(Instant::now().checked_add(idle).is_some(), "{idle:?}");
     }
 }
