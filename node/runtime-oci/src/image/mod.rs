@@ -5,8 +5,8 @@
 //! CRI accepts.
 
 mod content;
-mod manifest;
-mod name;
+pub(crate) mod manifest;
+pub(crate) mod name;
 mod pause;
 mod unpack;
 

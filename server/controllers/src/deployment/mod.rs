@@ -31,6 +31,13 @@ use crate::{
     runner::{self, Next, Reconcile, Writes},
 };
 
+/// A plan for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(deployment: &Deployment, sets: Vec<&ReplicaSet>, pods: &[Arc<Pod>], now: Timestamp) {
+    let pods = |_: &ReplicaSet| pods.to_vec();
+    let _ = plan::plan(&plan::Observed { deployment, sets, pods: &pods }, now);
+}
+
 /// See the module.
 pub(crate) struct Deployments {
     pub(crate) client: Client,
