@@ -36,8 +36,8 @@ pub fn patch(descriptor: &Descriptor, object: &Value, patch: &[u8]) {
         }
         let Ok(parsed) = Patch::parse(&headers, patch) else { continue };
         let Ok(patched) = parsed.patch.apply(descriptor, object.clone()) else { continue };
-        let read = serde_json::from_slice::<Value>(&serde_json::to_vec(&patched).unwrap_or_default());
-        assert!(read.is_ok_and(|read| read == patched), "{kind}");
+        let stored = serde_json::to_vec(&patched).unwrap_or_default();
+        assert!(serde_json::from_slice::<Value>(&stored).is_ok(), "{kind}");
     }
 }
 
