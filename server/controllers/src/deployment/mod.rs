@@ -272,7 +272,7 @@ impl Reconcile for Deployments {
         let mut status = planned.status;
         for op in planned.ops {
             if !self.apply(key, &deployment, op).await? {
-                status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+                status.collision_count = Some(status.collision_count.unwrap_or(0).saturating_add(1));
                 break;
             }
         }

@@ -69,7 +69,8 @@ pub(super) fn total_asked<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) ->
     total(sets.into_iter().map(asked))
 }
 
-fn total(numbers: impl Iterator<Item = i32>) -> i32 {
+/// A sum, held at the limits of its type.
+pub(super) fn total(numbers: impl Iterator<Item = i32>) -> i32 {
     numbers.fold(0, i32::saturating_add)
 }
 
