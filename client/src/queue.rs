@@ -15,6 +15,9 @@ use crate::sync::lock;
 const FIRST_BACKOFF: Duration = Duration::from_millis(5);
 /// Longest delay between two attempts at a key that keeps failing.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// Longest delay that is kept: work that is asked for again too early is harmless, a time that no clock can show
+/// is not.
+const LONGEST_DELAY: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Keys that wait for work: each at most once, never handed out twice at a time, now or later, with a
 /// back-off per key. The rules are those of client-go's `workqueue`.
@@ -73,9 +76,9 @@ impl<T: Clone + Eq + Hash> Queue<T> {
         }
     }
 
-    /// Asks for work on `key` after `delay`. An earlier request for the same key stands.
+    /// Asks for work on `key` after `delay`, at most [`LONGEST_DELAY`]. An earlier request for the same key stands.
     pub fn add_after(&self, key: T, delay: Duration) {
-        lock(&self.inner).add_at(key, Instant::now() + delay);
+        lock(&self.inner).add_at(key, Instant::now() + delay.min(LONGEST_DELAY));
         self.wake.notify_one();
     }
 
@@ -223,6 +226,15 @@ mod tests {
         assert_eq!(queue.next().await, "b");
         assert_eq!(start.elapsed().as_secs(), 5);
         assert!(lock(&queue.inner).delayed.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delay_without_end_is_a_long_one() {
+        let queue = Queue::new();
+        let start = Instant::now();
+        queue.add_after("a", Duration::MAX);
+        assert_eq!(queue.next().await, "a");
+        assert_eq!(start.elapsed().as_secs(), LONGEST_DELAY.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

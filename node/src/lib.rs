@@ -11,6 +11,8 @@ mod context;
 mod env;
 mod events;
 mod fields;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host;
 mod host_ports;
 mod images;

@@ -56,6 +56,9 @@ enum Command {
         /// How long each runs.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
+        /// Instead, give the target this input once.
+        #[arg(long, requires = "target")]
+        replay: Option<std::path::PathBuf>,
     },
     /// Measure against peers; see docs/benchmarks.md.
     Bench {
@@ -85,7 +88,7 @@ fn run() -> anyhow::Result<()> {
         Command::Workloads => guests::build(),
         Command::Images => images::build(),
         Command::Tidy => tidy::run(),
-        Command::Fuzz { target, seconds } => fuzz::run_all(target.as_deref(), seconds),
+        Command::Fuzz { target, seconds, replay } => fuzz::run(target.as_deref(), seconds, replay.as_deref()),
         Command::Bench { args } => bench::run_all(&args),
     }
 }

@@ -10,6 +10,8 @@
 //!
 //! This crate may not import the server, the node agent or a runtime.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gateway;
 mod proxy;
 pub mod routes;

@@ -165,7 +165,7 @@ fn messages(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 fn status(body: &[u8]) -> io::Result<()> {
     match body.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
         None | Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(-code)),
+        Some(code) => Err(io::Error::from_raw_os_error(code.wrapping_neg())),
     }
 }
 
@@ -214,6 +214,17 @@ fn tuple(value: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4)> {
         Some(SocketAddrV4::new(ip, u16::from_be_bytes(*transport(port)?.first_chunk()?)))
     };
     Some((end(1, 2)?, end(2, 3)?))
+}
+
+/// Reads what a kernel would answer.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    for (kind, body) in messages(bytes) {
+        match kind {
+            ERROR => drop(status(body)),
+            _ => drop(flow(body).map(|flow| stale(&flow, &Fronts::default(), &Fronts::default()))),
+        }
+    }
 }
 
 #[cfg(test)]

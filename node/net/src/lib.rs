@@ -7,6 +7,8 @@ pub mod anyip;
 pub mod cidr;
 pub mod conntrack;
 pub mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod ipam;
 pub mod isolation;
 pub mod listeners;

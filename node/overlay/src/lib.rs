@@ -17,6 +17,8 @@ mod congestion;
 mod datapath;
 mod device;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 mod overlay;
 mod packet;

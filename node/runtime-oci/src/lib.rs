@@ -17,6 +17,8 @@ mod client;
 mod connect;
 mod container;
 mod exec;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod image;
 mod managed;
 mod pod;

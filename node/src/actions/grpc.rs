@@ -92,7 +92,7 @@ fn message(service: &str) -> Bytes {
 }
 
 /// The call's own status.
-fn judge(trailers: &HeaderMap) -> Result<(), String> {
+pub(super) fn judge(trailers: &HeaderMap) -> Result<(), String> {
     let text = |name: &str| trailers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     match text("grpc-status") {
         "0" => Ok(()),
@@ -105,7 +105,7 @@ fn judge(trailers: &HeaderMap) -> Result<(), String> {
 }
 
 /// `HealthCheckResponse { ServingStatus status = 1; }`.
-fn status(answer: &[u8]) -> Result<(), String> {
+pub(super) fn status(answer: &[u8]) -> Result<(), String> {
     let field = match answer.get(5..) {
         Some([0x08, value, ..]) => u64::from(*value),
         // The default is not written.

@@ -42,7 +42,7 @@ pub(super) fn table(pod: &core::Pod, ip: IpAddr) -> BTreeMap<String, Vec<IpAddr>
 }
 
 /// The file's text, in upstream's form. `node`: the node's own, for a pod on its network.
-fn text(pod: &core::Pod, ip: IpAddr, node: Option<&str>) -> String {
+pub(super) fn text(pod: &core::Pod, ip: IpAddr, node: Option<&str>) -> String {
     let mut text = match node {
         Some(node) => format!("# Kubernetes-managed hosts file (host network).\n{node}"),
         None => {

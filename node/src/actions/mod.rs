@@ -2,6 +2,8 @@
 //! worker.
 
 mod exec;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod grpc;
 mod hosts;
 mod http;

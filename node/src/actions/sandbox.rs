@@ -98,7 +98,7 @@ fn host_resolver() -> Dns {
 }
 
 /// Reads a `resolv.conf`; the last `search` counts, options add up.
-fn resolver(text: &str) -> Dns {
+pub(super) fn resolver(text: &str) -> Dns {
     let mut dns = Dns::default();
     for line in text.lines() {
         let mut words =
@@ -115,7 +115,12 @@ fn resolver(text: &str) -> Dns {
 
 /// `dnsPolicy` and `dnsConfig`, as upstream: `ClusterFirst` asks the cluster's DNS, where there is one; a pod
 /// on the host's network has the host's unless it asks for `ClusterFirstWithHostNet`.
-fn dns(pod: &core::Pod, spec: &core::PodSpec, cluster: Option<&[IpAddr]>, host: &Dns) -> Option<Dns> {
+pub(super) fn dns(
+    pod: &core::Pod,
+    spec: &core::PodSpec,
+    cluster: Option<&[IpAddr]>,
+    host: &Dns,
+) -> Option<Dns> {
     let policy = spec.dns_policy.as_deref().unwrap_or("ClusterFirst");
     let cluster = cluster.filter(|servers| !servers.is_empty());
     let wants_cluster = match policy {

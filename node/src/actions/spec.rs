@@ -12,6 +12,7 @@ use ketch_runtime::{ContainerSpec, Mount, Port, Protocol, Reuse};
 use super::{Start, hosts, instance, uid};
 use crate::{
     context::{Context, WASM},
+    env::Variables,
     machine::{Failure, Unit, qos_class},
     volumes::View,
 };
@@ -30,10 +31,12 @@ pub(super) async fn container_spec(
 ) -> Result<ContainerSpec, Failure> {
     let container = &start.unit.container;
     let env = crate::env::resolve(context, pod, container, start.ip).await?;
-    let expand = |texts: &Option<Vec<String>>| -> Vec<String> {
-        texts.iter().flatten().map(|text| crate::env::expand(text, &env)).collect()
+    let variables = Variables::new(&env);
+    let expand = |texts: &Option<Vec<String>>| {
+        variables.expand_all(texts.as_deref().unwrap_or_default()).map_err(config)
     };
-    let mounts = mounts(context, pod, start, &env)?;
+    let (command, args) = (expand(&container.command)?, expand(&container.args)?);
+    let mounts = mounts(context, pod, start, &variables)?;
     let security = security(pod, container.security_context.as_ref());
     if start.runtime != WASM {
         check_user(pod, &container.name, &security)?;
@@ -46,8 +49,8 @@ pub(super) async fn container_spec(
     }
     let id = instance(pod, &start.unit.name, start.attempt);
     Ok(ContainerSpec {
-        command: expand(&container.command),
-        args: expand(&container.args),
+        command,
+        args,
         working_dir: container.working_dir.clone(),
         mounts,
         ports: ports(container),
@@ -120,14 +123,15 @@ fn mounts(
     context: &Context,
     pod: &core::Pod,
     start: &Start,
-    env: &[(String, String)],
+    variables: &Variables<'_>,
 ) -> Result<Vec<Mount>, Failure> {
     let view = match start.runtime {
         WASM => View::Wasm,
         _ => View::Native,
     };
     let container = &start.unit.container;
-    let mut mounts = crate::volumes::mounts(context, pod, container, env, view, start.placement.kind())?;
+    let mut mounts =
+        crate::volumes::mounts(context, pod, container, variables, view, start.placement.kind())?;
     let own = match view {
         View::Wasm => vec![message_directory(context, pod, start, &mounts)],
         View::Native => {

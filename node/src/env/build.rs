@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ketch_api::k8s::api::core::v1 as core;
 use ketch_net::{Transport, services::Entry};
 
-use super::Found;
+use super::{
+    Found,
+    expand::{MOST, expand},
+};
 use crate::{
     fields::{self, Place},
     sources::Kind,
@@ -43,25 +46,43 @@ pub(super) fn references(container: &core::Container) -> BTreeSet<(Kind, String)
     all
 }
 
+/// The variables so far.
+#[derive(Default)]
+struct Variables {
+    values: BTreeMap<String, String>,
+    /// Names in the order in which they came first.
+    order: Vec<String>,
+    size: usize,
+}
+
+impl Variables {
+    /// Sets one, over what it was.
+    fn set(&mut self, name: String, value: String) -> Result<(), String> {
+        self.size += name.len() + value.len();
+        if self.size > MOST {
+            return Err(format!(
+                "the environment has more than {MOST} bytes; leave something out, or mount it as a volume"
+            ));
+        }
+        if self.values.insert(name.clone(), value).is_none() {
+            self.order.push(name);
+        }
+        Ok(())
+    }
+}
+
 /// Builds the environment; `Err` with upstream's text for what is missing.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Built, String> {
-    let mut values: BTreeMap<String, String> = BTreeMap::new();
-    let mut order: Vec<String> = Vec::new();
+    let mut all = Variables::default();
     let mut skipped = Vec::new();
-    let set =
-        |order: &mut Vec<String>, values: &mut BTreeMap<String, String>, name: String, value: String| {
-            if values.insert(name.clone(), value).is_none() {
-                order.push(name);
-            }
-        };
     for (name, value) in &inputs.services {
-        set(&mut order, &mut values, name.clone(), value.clone());
+        all.set(name.clone(), value.clone())?;
     }
     for from in inputs.container.env_from.iter().flatten() {
         for (key, value) in from_all(inputs, from)? {
             let name = format!("{}{key}", from.prefix.as_deref().unwrap_or_default());
             if is_name(&name) {
-                set(&mut order, &mut values, name, String::from_utf8_lossy(&value).into_owned());
+                all.set(name, String::from_utf8_lossy(&value).into_owned())?;
             } else {
                 skipped.push(name);
             }
@@ -69,15 +90,19 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Built, String> {
     }
     for one in inputs.container.env.iter().flatten() {
         let value = match (&one.value, &one.value_from) {
-            (Some(value), _) if !value.is_empty() => expand_with(value, &|name| values.get(name).cloned()),
+            (Some(value), _) if !value.is_empty() => {
+                let expanded = expand(value, |name| all.values.get(name).map(String::as_str));
+                expanded.map_err(|why| format!("variable {}: {why}", one.name))?
+            }
             (_, Some(from)) => match from_one(inputs, from)? {
                 Some(value) => value,
                 None => continue,
             },
             _ => String::new(),
         };
-        set(&mut order, &mut values, one.name.clone(), value);
+        all.set(one.name.clone(), value)?;
     }
+    let Variables { mut values, order, .. } = all;
     let env = order.into_iter().filter_map(|name| values.remove(&name).map(|value| (name, value))).collect();
     Ok(Built { env, skipped })
 }
@@ -136,33 +161,6 @@ fn key(
 /// What upstream takes for the name of a variable: printable ASCII without `=`.
 fn is_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b'=')
-}
-
-/// Replaces `$(NAME)` by the variable's value. `$$` is a dollar sign; names that are not set stay as written.
-pub(crate) fn expand(text: &str, env: &[(String, String)]) -> String {
-    expand_with(text, &|name| env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone()))
-}
-
-fn expand_with(text: &str, value: &dyn Fn(&str) -> Option<String>) -> String {
-    let mut result = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('$') {
-        result.push_str(before);
-        rest = after;
-        if let Some(tail) = after.strip_prefix('$') {
-            result.push('$');
-            rest = tail;
-        } else if let Some((name, tail)) = after.strip_prefix('(').and_then(|inner| inner.split_once(')')) {
-            match value(name) {
-                Some(value) => result.push_str(&value),
-                None => result.push_str(&format!("$({name})")),
-            }
-            rest = tail;
-        } else {
-            result.push('$');
-        }
-    }
-    result + rest
 }
 
 /// Variables of the Kubernetes API's own Service.
@@ -232,6 +230,7 @@ mod tests {
             ((Kind::ConfigMap, "cfg".to_owned()), data(&[("mode", "fast"), ("a=b", "x")])),
             ((Kind::Secret, "key".to_owned()), data(&[("token", "s3cret")])),
             ((Kind::ConfigMap, "none".to_owned()), None),
+            ((Kind::ConfigMap, "large".to_owned()), data(&[("k", &"x".repeat(1 << 20))])),
         ]);
         let place = Place { ip: None, host_ips: &[], cpus: 1, memory: 1 };
         let services = api_env("10.43.0.1", 443);
@@ -282,19 +281,19 @@ mod tests {
     }
 
     #[test]
-    fn expansion_leaves_what_it_does_not_know() {
-        let env = [("A".to_owned(), "1".to_owned())];
-        for (text, expected) in [
-            ("$(A)", "1"),
-            ("$$(A)", "$(A)"),
-            ("$$$(A)", "$1"),
-            ("$(B)", "$(B)"),
-            ("$A $", "$A $"),
-            ("$(A", "$(A"),
-            ("a$(A)b$(A)", "a1b1"),
-        ] {
-            assert_eq!(expand(text, &env), expected, "{text}");
-        }
+    fn values_made_of_values_have_a_limit() {
+        // Each has the one before twice.
+        let mut list = vec![json!({"name": "V0", "value": "x".repeat(64)})];
+        list.extend(
+            (1..40).map(|n| json!({"name": format!("V{n}"), "value": format!("$(V{0})$(V{0})", n - 1)})),
+        );
+        let error = env(json!({ "env": list })).unwrap_err();
+        assert!(error.starts_with("variable V15: ") && error.contains("bytes"), "{error}");
+        // The same object again and again, under other names.
+        let prefixed: Vec<_> =
+            (0..9).map(|n| json!({"prefix": format!("P{n}_"), "configMapRef": {"name": "large"}})).collect();
+        let error = env(json!({ "envFrom": prefixed })).unwrap_err();
+        assert!(error.starts_with("the environment has more than"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! A container's environment: read what it refers to, then build it.
 
 mod build;
+mod expand;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ketch_api::k8s::api::core::v1 as core;
 
-pub(crate) use build::expand;
 use build::{Inputs, build, references};
+pub(crate) use expand::Variables;
 
 use crate::{
     context::{Context, Report},

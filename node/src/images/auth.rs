@@ -29,7 +29,7 @@ impl Challenge {
         challenges.iter().find(|one| **one != Self::Basic).or_else(|| challenges.first()).cloned()
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
         if scheme.eq_ignore_ascii_case("basic") {
             return Some(Self::Basic);

@@ -3,6 +3,8 @@
 mod auth;
 mod collect;
 mod collector;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod hosts;
 mod keyring;
 mod policy;

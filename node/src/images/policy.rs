@@ -155,7 +155,7 @@ impl PolicyImages {
 }
 
 /// Bytes of what a manifest names.
-fn size(manifest: &[u8]) -> u64 {
+pub(super) fn size(manifest: &[u8]) -> u64 {
     #[derive(Default, serde::Deserialize)]
     struct Part {
         #[serde(default)]

@@ -360,7 +360,7 @@ async fn refused(reference: &Reference, response: Response<Body>) -> Error {
 }
 
 /// The messages of a registry's error, after a colon; nothing when there are none.
-fn words(body: &[u8]) -> String {
+pub(super) fn words(body: &[u8]) -> String {
     let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let errors = answer.get("errors").and_then(serde_json::Value::as_array).into_iter().flatten();
     let messages: Vec<&str> = errors.filter_map(|error| error.get("message")?.as_str()).collect();
@@ -372,7 +372,7 @@ fn words(body: &[u8]) -> String {
 }
 
 /// For an index, the digest of the variant that can run here, Wasm first unless `native`; `None` when it is no index.
-fn platform(manifest: &[u8], native: bool) -> Option<Option<String>> {
+pub(super) fn platform(manifest: &[u8], native: bool) -> Option<Option<String>> {
     let index: serde_json::Value = serde_json::from_slice(manifest).ok()?;
     let entries = index.get("manifests")?.as_array()?;
     let text = |entry: &serde_json::Value, pointer: &str| {

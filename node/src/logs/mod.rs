@@ -1,6 +1,8 @@
 //! Container logs: where they are, who removes them, and how they are read. Runtimes write them, in CRI
 //! format.
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod line;
 mod reader;
 

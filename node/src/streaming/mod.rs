@@ -6,6 +6,8 @@
 mod channel;
 mod command;
 mod forward;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod idle;
 mod options;
 mod target;

@@ -63,7 +63,7 @@ impl Upgrade {
     }
 }
 
-fn agree(
+pub(super) fn agree(
     headers: &HeaderMap,
     spdy: &[&'static str],
     websocket: &[&'static str],

@@ -52,7 +52,7 @@ impl Form {
         Self { base64: protocol.contains("base64"), closes: protocol.starts_with("v5.") }
     }
 
-    fn encode(self, channel: u8, bytes: &[u8]) -> Message {
+    pub(super) fn encode(self, channel: u8, bytes: &[u8]) -> Message {
         if self.base64 {
             let digit = char::from(b'0'.saturating_add(channel));
             return Message::text(format!("{digit}{}", BASE64_STANDARD.encode(bytes)));
@@ -64,7 +64,7 @@ impl Form {
     }
 
     /// Channel and bytes; `None`: nothing that has a meaning.
-    fn decode(self, mut message: Bytes) -> Option<(u8, Bytes)> {
+    pub(super) fn decode(self, mut message: Bytes) -> Option<(u8, Bytes)> {
         let first = *message.first()?;
         let rest = message.split_off(1);
         if !self.base64 {

@@ -1,6 +1,8 @@
 //! A pod's volumes: directories under `pods/<uid>/volumes/<name>`, and how containers mount them.
 
 mod claim;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod host;
 mod mounts;
 mod owner;
@@ -17,7 +19,7 @@ use ketch_api::k8s::api::core::v1 as core;
 use ketch_api::quantity::Quantity;
 use ketch_runtime::{Mount, Propagation};
 
-use crate::{context::Context, env, kind::Kind, machine::Failure};
+use crate::{context::Context, env::Variables, kind::Kind, machine::Failure};
 pub(crate) use claim::directory as claimed;
 pub(crate) use mounts::discard;
 pub use mounts::discard_inside;
@@ -191,7 +193,7 @@ pub(crate) fn mounts(
     context: &Context,
     pod: &core::Pod,
     container: &core::Container,
-    env: &[(String, String)],
+    variables: &Variables<'_>,
     view: View,
     kind: Option<Kind>,
 ) -> Result<Vec<Mount>, Failure> {
@@ -204,7 +206,7 @@ pub(crate) fn mounts(
                 mount.name, container.name
             )));
         };
-        let (root, sub) = (root(context, pod, volume), sub_path(mount, env));
+        let (root, sub) = (root(context, pod, volume), sub_path(mount, variables).map_err(config)?);
         if sub.is_none() && view == View::Wasm && (volume.host_path.is_some() || is_claim(volume)) {
             host::check_guest(&root).map_err(config)?;
         }
@@ -249,11 +251,14 @@ fn is_read_only(volume: &core::Volume) -> bool {
     projection(volume).is_some() || claim.is_some_and(|claim| claim.read_only == Some(true))
 }
 
-fn sub_path(mount: &core::VolumeMount, env: &[(String, String)]) -> Option<String> {
+fn sub_path(mount: &core::VolumeMount, variables: &Variables<'_>) -> Result<Option<String>, String> {
     match (&mount.sub_path, &mount.sub_path_expr) {
-        (Some(path), _) if !path.is_empty() => Some(path.clone()),
-        (_, Some(text)) if !text.is_empty() => Some(env::expand(text, env)),
-        _ => None,
+        (Some(path), _) if !path.is_empty() => Ok(Some(path.clone())),
+        (_, Some(text)) if !text.is_empty() => {
+            let path = variables.expand(text).map(Some);
+            path.map_err(|why| format!("subPathExpr of {}: {why}", mount.mount_path))
+        }
+        _ => Ok(None),
     }
 }
 

@@ -13,6 +13,8 @@ use crate::{
 const DEFAULT_MODE: i32 = 0o644;
 /// Life of a token when the volume does not say (upstream's).
 const TOKEN_SECONDS: i64 = 3600;
+/// Most bytes of one volume: a pod can name the same keys under many paths.
+const LARGEST: usize = 64 << 20;
 
 /// Between looks at objects that a volume is made from.
 const REFRESH: Duration = Duration::from_secs(40);
@@ -141,8 +143,12 @@ pub(super) fn files(
     place: &Place<'_>,
     given: &Given,
 ) -> Result<Files, String> {
-    let mut files = Files::new();
+    let (mut files, mut size) = (Files::new(), 0);
     let mut put = |path: &str, bytes: Vec<u8>, mode: Option<i32>, owner| -> Result<(), String> {
+        size += bytes.len();
+        if size > LARGEST {
+            return Err(format!("the volume's files have more than {LARGEST} bytes; name fewer keys"));
+        }
         let mode = u32::try_from(mode.unwrap_or(projection.mode)).unwrap_or(0o644) & 0o777;
         files.insert(relative(path)?, File { bytes, mode, owner });
         Ok(())
@@ -325,6 +331,19 @@ mod tests {
             text(&files),
             [("ca.crt", "1", 0o644), ("namespace", "shop", 0o644), ("token", "jwt", 0o644)]
         );
+    }
+
+    #[test]
+    fn one_key_under_many_paths_is_still_limited() {
+        let items: Vec<_> = (0..65).map(|n| json!({"key": "a", "path": format!("p{n}")})).collect();
+        let volume = json!({"name": "v", "configMap": {"name": "cfg", "items": items}});
+        let volume: core::Volume = serde_json::from_value(volume).unwrap();
+        let large: Data = [("a".to_owned(), vec![0; 1 << 20])].into();
+        let objects = BTreeMap::from([((Kind::ConfigMap, "cfg".to_owned()), Some(large))]);
+        let place = Place { ip: None, host_ips: &[], cpus: 1, memory: 1 };
+        let given = Given { objects, ..Given::default() };
+        let error = files(&projection(&volume).unwrap(), &core::Pod::default(), &place, &given).unwrap_err();
+        assert!(error.contains("name fewer keys"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod deployment;
 mod endpoints;
 mod error;
 mod function;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gc;
 mod housekeeping;
 mod namespace;

@@ -1,8 +1,8 @@
 //! The HTTP side: routes, and what their answers have in common.
 
-mod blobs;
+pub(crate) mod blobs;
 mod manifests;
-mod uploads;
+pub(crate) mod uploads;
 
 use crate::{Error, Reference, Registry, Repository};
 use axum::Json;

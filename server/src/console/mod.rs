@@ -127,6 +127,7 @@ impl Console {
         let mut identity = http::Extensions::new();
         identity.insert(user);
         let api = self.api.clone();
+        let upgrade = upgrade.max_message_size(watch::MAX_COMMAND).max_frame_size(watch::MAX_COMMAND);
         Ok(upgrade.on_upgrade(move |socket| watch::serve(socket, api, identity)))
     }
 

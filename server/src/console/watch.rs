@@ -24,6 +24,8 @@ use tower::ServiceExt;
 const MAX_WATCHES: usize = 64;
 /// Longest line of a watch, in bytes: an object is at most 3 MiB.
 const MAX_LINE: usize = 4 << 20;
+/// Longest command, in bytes.
+pub(crate) const MAX_COMMAND: usize = 64 << 10;
 /// Frames waiting for a slow browser before its watches wait too.
 const QUEUE: usize = 256;
 

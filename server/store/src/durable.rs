@@ -7,7 +7,7 @@
 mod committer;
 mod failure;
 mod history;
-mod journal;
+pub(crate) mod journal;
 mod open;
 mod tables;
 

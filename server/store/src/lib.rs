@@ -13,6 +13,8 @@
 
 mod durable;
 mod feed;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod memory;
 mod retention;
 mod snapshot;

@@ -1,8 +1,11 @@
-//! Small texts inside requests: paths, queries, selectors, quantities, ranges, outbound patterns.
+//! Small texts: paths, queries, selectors, quantities, ranges, outbound patterns, tokens; files and lines that
+//! clients read.
 #![no_main]
 
-use ketch_api::{quantity::Quantity, request::RequestInfo, selector};
+use ketch_api::{join::Token, quantity::Quantity, request::RequestInfo, selector};
+use ketch_client::kubeconfig;
 use ketch_net::{Cidr, Pattern};
+use ketch_ui_core::{logs, manifest, sniff};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -10,8 +13,15 @@ fuzz_target!(|text: &str| {
     for method in ["GET", "POST", "PATCH", "DELETE"] {
         let _ = RequestInfo::parse(method, path, Some(query));
     }
-    let _ = selector::Selector::parse(text);
+    if let Ok(selector) = selector::Selector::parse(text) {
+        let again = selector::Selector::parse(&selector.to_string());
+        assert_eq!(again.as_ref(), Ok(&selector));
+    }
     let _ = selector::FieldSelector::parse(text);
+    let _ = text.parse::<Token>();
+    ketch_apiserver::fuzzing::text(text);
+    ketch_registry::fuzzing::ranges(text, 1 << 20);
+    clients(text);
     let _ = text.parse::<Pattern>();
     if let Ok(quantity) = text.parse::<Quantity>() {
         // What is written back means the same.
@@ -22,3 +32,10 @@ fuzz_target!(|text: &str| {
         assert_eq!(range.to_string().parse::<Cidr>().ok(), Some(range));
     }
 });
+
+fn clients(text: &str) {
+    let _ = kubeconfig::remove(text, "ketch");
+    let _ = logs::Line::parse(0, text).fields();
+    let _ = (logs::Splitter::default().push(text.as_bytes()), sniff::sniff(text.as_bytes()));
+    let _ = manifest::parse_outbound(text);
+}

@@ -1,21 +1,24 @@
-//! Patches of every type on an object of a kind with merge keys.
+//! Patches of every type on objects of kinds with and without merge keys.
 #![no_main]
 
-use ketch_apiserver::patch::strategic;
+use std::sync::LazyLock;
+
+use ketch_api::{Descriptor, kinds};
+use ketch_apiserver::fuzzing;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 
-fuzz_target!(|input: (&[u8], &[u8])| {
-    let (Ok(object), Ok(patch)) =
-        (serde_json::from_slice::<Value>(input.0), serde_json::from_slice::<Value>(input.1))
-    else {
-        return;
-    };
-    for (group, kind) in [("", "Pod"), ("apps", "Deployment"), ("", "Service")] {
-        let _ = strategic::apply(group, "v1", kind, object.clone(), &patch);
-    }
-    if let Ok(operations) = serde_json::from_value::<json_patch::Patch>(patch) {
-        let mut target = object;
-        let _ = json_patch::patch(&mut target, &operations);
+static KINDS: LazyLock<Vec<Descriptor>> = LazyLock::new(|| {
+    let wanted = |one: &Descriptor| ["Pod", "Deployment", "Service", "Function"].contains(&one.kind);
+    kinds::all().iter().map(|strategy| strategy.descriptor().clone()).filter(wanted).collect()
+});
+
+fuzz_target!(|bytes: &[u8]| {
+    // The object's line, then the patch.
+    let Some(end) = bytes.iter().position(|byte| *byte == b'\n') else { return };
+    let (object, patch) = bytes.split_at(end);
+    let Ok(object) = serde_json::from_slice::<Value>(object) else { return };
+    for kind in KINDS.iter() {
+        fuzzing::patch(kind, &object, patch);
     }
 });

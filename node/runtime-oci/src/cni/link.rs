@@ -161,7 +161,7 @@ fn without_ipv6(interface: &str) {
 }
 
 /// The host's end of a sandbox's pair.
-fn host_name(container: &str) -> String {
+pub(super) fn host_name(container: &str) -> String {
     let sum = Sha256::digest(container);
     sum.iter().take(6).fold("kt".to_owned(), |name, byte| name + &format!("{byte:02x}"))
 }

@@ -57,6 +57,18 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// What a call would do: its address, and how its answer looks.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(request: &Request) {
+    if let Ok(address) = request.address() {
+        let (host, mac) = (link::host_name(&request.container), "02:00:00:00:00:01".to_owned());
+        assert!(host.len() <= 15, "the kernel's limit");
+        let made = protocol::Made { host, host_mac: mac.clone(), pod_mac: mac, address };
+        let _ = protocol::added(request, &made);
+    }
+    let _ = (protocol::loopback(request), protocol::versions(&request.config.cni_version));
+}
+
 fn run(request: &Request) -> Result<String, Problem> {
     if request.command == Command::Version {
         return Ok(protocol::versions(&request.config.cni_version));

@@ -6,8 +6,8 @@
 //! is taken back.
 
 mod content;
-mod manifest;
-mod name;
+pub(crate) mod manifest;
+pub(crate) mod name;
 mod pause;
 mod room;
 mod unpack;

@@ -66,6 +66,9 @@ pub(crate) struct Service {
 /// Bytes of an instance's memory that are not given back while others wait.
 const MUCH_MEMORY: usize = 8 << 20;
 
+/// Longest time-out and idle time: they come from annotations, and points in time are made of them.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// The seat of a service's instance.
 pub(super) type WorkerSeat<'a> = Seat<'a, Box<dyn Fn() + Send + Sync>>;
 
@@ -92,7 +95,7 @@ impl Policy {
         Self {
             requests: reuse.requests.unwrap_or(requests).max(1),
             concurrent: reuse.concurrent.unwrap_or(concurrent).clamp(1, most),
-            idle: reuse.idle.unwrap_or(Duration::from_secs(1)),
+            idle: reuse.idle.unwrap_or(Duration::from_secs(1)).min(LONGEST),
         }
     }
 }
@@ -109,7 +112,7 @@ impl Service {
             programs,
             images,
             stored,
-            timeout,
+            timeout: timeout.min(LONGEST),
             concurrency: concurrency.filter(|count| *count > 0).map(permits),
             queue: Queue::new(std::thread::available_parallelism().map_or(1, usize::from)),
             warm: Mutex::default(),
@@ -319,5 +322,12 @@ mod tests {
         assert_eq!(Policy::new(World::HttpAsync, wanted).concurrent, 8);
         let zero = Reuse { requests: Some(0), concurrent: Some(0), idle: None };
         assert_eq!(Policy::new(World::HttpAsync, zero).concurrent, 1);
+    }
+
+    #[test]
+    fn no_idle_time_is_beyond_what_a_clock_can_show() {
+        let endless = Reuse { idle: Some(Duration::MAX), ..Reuse::default() };
+        let idle = Policy::new(World::HttpAsync, endless).idle;
+        assert!(Instant::now().checked_add(idle).is_some(), "{idle:?}");
     }
 }

@@ -28,6 +28,9 @@ const ACCEPTED: &str =
     "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json";
 /// Most operations of a JSON patch; upstream's `maxJSONPatchOperations`.
 const MAX_OPERATIONS: usize = 10_000;
+/// Nesting beyond which a JSON patch may not build; the deepest kind has a dozen levels. Documents are dropped
+/// level by level on the stack.
+const MAX_DEPTH: usize = 64;
 
 /// A parsed patch.
 #[derive(Clone, Debug)]
@@ -95,18 +98,25 @@ fn operations(document: Value) -> Result<Vec<PatchOperation>, Status> {
     serde_json::from_value(document).map_err(|e| Status::bad_request(format!("error decoding patch: {e}")))
 }
 
-/// Applies one operation after the other, so that repeated copies cannot grow the document without end.
+/// Applies one operation after the other, so that repeated copies cannot grow the document without end, nor
+/// repeated moves nest it.
 fn apply_operations(
     gr: GroupResource<'_>,
     mut document: Value,
     operations: &[PatchOperation],
 ) -> Result<Value, Status> {
-    let mut copied = 0;
+    let mut carried = 0;
     for operation in operations {
-        if let PatchOperation::Copy(copy) = operation {
-            copied += document.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
-            if copied > body::LIMIT {
-                let message = format!("the patch copies more than {} bytes", body::LIMIT);
+        if let Some((path, value)) = placed(operation, &document)
+            && path.matches('/').count() + depth(value) > MAX_DEPTH
+        {
+            let why = format!("at path {path}: it would be nested more than {MAX_DEPTH} levels deep");
+            return Err(rejected(gr, &why));
+        }
+        if let PatchOperation::Copy(_) | PatchOperation::Move(_) = operation {
+            carried += placed(operation, &document).map_or(0, |(_, value)| value.to_string().len());
+            if carried > body::LIMIT {
+                let message = format!("the patch copies and moves more than {} bytes", body::LIMIT);
                 return Err(Status::new(413, "RequestEntityTooLarge", message));
             }
         }
@@ -119,6 +129,26 @@ fn apply_operations(
         })?;
     }
     Ok(document)
+}
+
+/// What an operation puts where, if it puts anything anywhere.
+fn placed<'a>(operation: &'a PatchOperation, document: &'a Value) -> Option<(&'a str, &'a Value)> {
+    match operation {
+        PatchOperation::Add(add) => Some((add.path.as_str(), &add.value)),
+        PatchOperation::Replace(replace) => Some((replace.path.as_str(), &replace.value)),
+        PatchOperation::Copy(copy) => Some((copy.path.as_str(), document.pointer(copy.from.as_str())?)),
+        PatchOperation::Move(step) => Some((step.path.as_str(), document.pointer(step.from.as_str())?)),
+        PatchOperation::Remove(_) | PatchOperation::Test(_) => None,
+    }
+}
+
+/// Levels of lists and objects. What is asked has few: it was parsed, or is checked here.
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(depth).max().unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// Upstream's generic 422 with the real cause among the causes.
@@ -218,5 +248,24 @@ mod tests {
         let bomb = format!("[{}]", vec![double; 60].join(","));
         let patch = parse("application/json-patch+json", &bomb).unwrap().patch;
         assert_eq!(patch.apply(&DESCRIPTOR, json!({"x": "y"})).unwrap_err().code, 413);
+    }
+
+    #[test]
+    fn a_patch_cannot_nest_without_end() {
+        // Each round puts all there is a hundred levels deeper.
+        let levels = "/b".repeat(100);
+        let nested = (0..99).fold(json!({}), |inner, _| json!({"b": inner}));
+        let round = json!([
+            {"op": "add", "path": "/b", "value": nested},
+            {"op": "move", "from": "/a", "path": format!("{levels}/a")},
+            {"op": "move", "from": "/b", "path": "/a"},
+        ]);
+        let round = round.to_string();
+        let all = vec![round.trim_matches(['[', ']']); 2_000].join(",");
+        let patch = parse("application/json-patch+json", &format!("[{all}]")).unwrap().patch;
+        let status = patch.apply(&DESCRIPTOR, json!({"a": {}})).unwrap_err();
+        assert_eq!(status.code, 422);
+        let causes = status.details.unwrap().causes;
+        assert!(causes[0].message.contains("levels deep"), "{causes:?}");
     }
 }

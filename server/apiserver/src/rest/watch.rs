@@ -43,6 +43,8 @@ use crate::{
 const LIFE: u64 = 1_800;
 /// Time between bookmarks of a quiet watch.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// Longest message that a client may send, who has nothing to say.
+const MAX_MESSAGE: usize = 4 << 10;
 /// Events put into one write.
 const BATCH: usize = 64;
 
@@ -59,6 +61,7 @@ pub(crate) async fn watch(call: &mut Call, resource: &Arc<Resource>) -> Result<R
     let mut watcher = open(call, resource).await?;
     if let Some(upgrade) = upgrade {
         watcher.batch = 1;
+        let upgrade = upgrade.max_message_size(MAX_MESSAGE).max_frame_size(MAX_MESSAGE);
         return Ok(upgrade.on_upgrade(move |socket| relay(socket, watcher)));
     }
     let stream = futures::stream::unfold(watcher, |mut watcher| async move {

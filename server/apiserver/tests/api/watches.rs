@@ -1,5 +1,7 @@
 //! Watches beyond what every kind's conformance covers.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -127,14 +129,13 @@ async fn frame(socket: &mut tokio::net::TcpStream) -> Value {
     serde_json::from_slice(&text).unwrap()
 }
 
-#[tokio::test]
-async fn watches_work_over_web_sockets() {
-    let harness = Harness::new().await;
-    harness.config_map("a", json!({})).await;
+/// A watch of ConfigMaps over a WebSocket, and the task that serves it.
+async fn over_web_socket(harness: &Harness) -> (tokio::net::TcpStream, tokio::task::JoinSet<()>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut serving = tokio::task::JoinSet::new();
-    serving.spawn(axum::serve(listener, harness.server.router()).into_future());
+    let server = axum::serve(listener, harness.server.router()).into_future();
+    serving.spawn(async { server.await.unwrap() });
     let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
     let request = format!(
         "GET {CONFIG_MAPS}?watch=1 HTTP/1.1\r\nhost: x\r\nauthorization: Bearer admin\r\nconnection: upgrade\r\n\
@@ -147,12 +148,30 @@ async fn watches_work_over_web_sockets() {
     }
     let head = String::from_utf8(head).unwrap();
     assert!(head.starts_with("HTTP/1.1 101") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    (socket, serving)
+}
+
+#[tokio::test]
+async fn watches_work_over_web_sockets() {
+    let harness = Harness::new().await;
+    harness.config_map("a", json!({})).await;
+    let (mut socket, _serving) = over_web_socket(&harness).await;
     let first = frame(&mut socket).await;
     assert_eq!((&first["type"], &first["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("a")));
     harness.config_map("b", json!({})).await;
     assert_eq!(frame(&mut socket).await["object"]["metadata"]["name"], "b");
     harness.server.stop();
     assert_eq!(socket.read_u8().await.unwrap(), 0x88, "a close frame");
+}
+
+#[tokio::test]
+async fn a_web_socket_does_not_gather_what_its_client_sends() {
+    let harness = Harness::new().await;
+    let (mut socket, _serving) = over_web_socket(&harness).await;
+    // The head of a message of a mebibyte.
+    socket.write_all(&[0x82, 0xff, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, 2, 3, 4]).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(30), socket.read_u8()).await;
+    assert!(end.expect("the server waits for the rest").is_err(), "the connection is over");
 }
 
 #[tokio::test]

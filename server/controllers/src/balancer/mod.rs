@@ -24,6 +24,12 @@ use crate::{
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
+/// A plan for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(service: &Service, all: &[&Service], nodes: &[&Node]) {
+    let _ = plan::plan(&Observed { service, all, nodes, has_endpoint: &|_| true });
+}
+
 /// See the module. Keys are Services.
 pub(crate) struct LoadBalancers {
     pub(crate) client: Client,

@@ -31,6 +31,13 @@ use crate::{
     runner::{self, Next, Reconcile, Writes},
 };
 
+/// A plan for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(deployment: &Deployment, sets: Vec<&ReplicaSet>, pods: &[Arc<Pod>], now: Timestamp) {
+    let pods = |_: &ReplicaSet| pods.to_vec();
+    let _ = plan::plan(&plan::Observed { deployment, sets, pods: &pods }, now);
+}
+
 /// See the module.
 pub(crate) struct Deployments {
     pub(crate) client: Client,
@@ -265,7 +272,7 @@ impl Reconcile for Deployments {
         let mut status = planned.status;
         for op in planned.ops {
             if !self.apply(key, &deployment, op).await? {
-                status.collision_count = Some(status.collision_count.unwrap_or(0) + 1);
+                status.collision_count = Some(status.collision_count.unwrap_or(0).saturating_add(1));
                 break;
             }
         }

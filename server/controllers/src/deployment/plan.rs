@@ -166,7 +166,7 @@ fn scale(deployment: &Deployment, set: &ReplicaSet, to: i32) -> Option<Op> {
 
 fn size_annotations(deployment: &Deployment) -> [(String, String); 2] {
     let wanted = size::wanted(deployment);
-    let most = wanted + size::max_surge(deployment);
+    let most = wanted.saturating_add(size::max_surge(deployment));
     [(size::DESIRED.into(), wanted.to_string()), (size::MAXIMUM.into(), most.to_string())]
 }
 
@@ -214,7 +214,7 @@ fn create(
     conditions: &mut Vec<DeploymentCondition>,
     now: Timestamp,
 ) -> Vec<Op> {
-    let revision = (newest_revision(&sets.older) + 1).to_string();
+    let revision = newest_revision(&sets.older).saturating_add(1).to_string();
     let set = new_set(deployment, &sets.older, &revision);
     if status::deadline(deployment).is_some() {
         let message = format!("Created new replica set \"{}\"", owner::name(&set.metadata));
@@ -280,7 +280,7 @@ fn update_newest(
     let before = newest.metadata.annotations.clone().unwrap_or_default();
     let mut annotations = copied_annotations(deployment, before.clone());
     let own = before.get(REVISION).cloned().unwrap_or_default();
-    let next = newest_revision(older) + 1;
+    let next = newest_revision(older).saturating_add(1);
     let number: i64 = own.parse().unwrap_or(0);
     let revision = if number < next { next.to_string() } else { own.clone() };
     if revision != own {

@@ -151,6 +151,26 @@ fn rolling() -> Value {
 }
 
 #[test]
+fn a_deployment_of_as_many_pods_as_a_number_can_tell_is_planned() {
+    let largest =
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "100%", "maxUnavailable": 0}});
+    let mut world = World::new(i32::MAX, largest);
+    assert_eq!(world.step(), 2, "a set, and the number of its revision");
+    let set = world.sets.first_mut().unwrap();
+    let annotations = set.metadata.annotations.get_or_insert_default();
+    annotations.insert(REVISION.into(), i64::MAX.to_string());
+    let status = set.status.get_or_insert_default();
+    (status.replicas, status.available_replicas) = (i32::MAX, Some(i32::MAX));
+    world.set_image("v2");
+    let other = world.sets[0].clone();
+    world.sets.push(other);
+    world.sets[1].metadata.uid = Some("other".into());
+    let plan = world.plan();
+    assert_eq!(plan.status.available_replicas, Some(i32::MAX));
+    assert!(plan.ops.iter().any(|op| matches!(op, Op::Create(_))), "{:?}", plan.ops);
+}
+
+#[test]
 fn the_first_rollout_makes_one_set() {
     let mut world = World::new(3, rolling());
     assert_eq!(world.step(), 2);

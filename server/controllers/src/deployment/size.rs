@@ -1,5 +1,6 @@
 //! How many pods each ReplicaSet of a Deployment should have. Pure arithmetic, upstream's
-//! `deployment/{rolling,sync}.go` and `util/deployment_util.go`.
+//! `deployment/{rolling,sync}.go` and `util/deployment_util.go`. Every number is a user's: sums are held at the
+//! limits of their type.
 
 use ketch_api::k8s::{
     api::apps::v1::{Deployment, ReplicaSet},
@@ -39,8 +40,8 @@ fn scaled(value: &IntOrString, total: i32, up: bool) -> i32 {
         IntOrString::Int(n) => (*n).max(0),
         IntOrString::String(text) => {
             let percent: i64 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let product = percent.max(0) * i64::from(total);
-            let rounded = if up { (product + 99) / 100 } else { product / 100 };
+            let product = percent.max(0).saturating_mul(i64::from(total));
+            let rounded = if up { product.saturating_add(99) / 100 } else { product / 100 };
             i32::try_from(rounded).unwrap_or(i32::MAX)
         }
     }
@@ -65,7 +66,12 @@ pub(super) fn available(set: &ReplicaSet) -> i32 {
 }
 
 pub(super) fn total_asked<'a>(sets: impl IntoIterator<Item = &'a ReplicaSet>) -> i32 {
-    sets.into_iter().map(asked).sum()
+    total(sets.into_iter().map(asked))
+}
+
+/// A sum, held at the limits of its type.
+pub(super) fn total(numbers: impl Iterator<Item = i32>) -> i32 {
+    numbers.fold(0, i32::saturating_add)
 }
 
 /// Size of the newest set during a rollout, `current` being its size so far and `others` the older sets.
@@ -74,8 +80,8 @@ pub(super) fn newest(deployment: &Deployment, current: i32, others: &[&ReplicaSe
     if !is_rolling(deployment) || current >= wanted {
         return wanted;
     }
-    let most = wanted + max_surge(deployment);
-    let room = most - current - total_asked(others.iter().copied());
+    let most = wanted.saturating_add(max_surge(deployment));
+    let room = most.saturating_sub(current).saturating_sub(total_asked(others.iter().copied()));
     if room <= 0 { current } else { current + room.min(wanted - current) }
 }
 
@@ -88,21 +94,21 @@ pub(super) fn older<'a>(
     newest: &ReplicaSet,
     older: &[&'a ReplicaSet],
 ) -> Vec<(&'a ReplicaSet, i32)> {
-    let all = total_asked(older.iter().copied()) + asked(newest);
+    let all = total_asked(older.iter().copied().chain([newest]));
     let least = wanted(deployment) - max_unavailable(deployment);
-    let starting = asked(newest) - available(newest);
-    let mut spare = all - least - starting;
+    let starting = asked(newest).saturating_sub(available(newest));
+    let mut spare = all.saturating_sub(least).saturating_sub(starting);
     if spare <= 0 {
         return Vec::new();
     }
     let mut sizes: Vec<i32> = older.iter().map(|set| asked(set)).collect();
     for (set, size) in older.iter().zip(&mut sizes) {
-        let broken = (*size - available(set)).clamp(0, spare.max(0));
+        let broken = size.saturating_sub(available(set)).clamp(0, spare.max(0));
         *size -= broken;
         spare -= broken;
     }
-    let available_now = available(newest) + older.iter().map(|set| available(set)).sum::<i32>();
-    let mut spare = (available_now - least).max(0);
+    let available_now = total(older.iter().copied().chain([newest]).map(available));
+    let mut spare = available_now.saturating_sub(least).max(0);
     for size in &mut sizes {
         let less = spare.min(*size);
         *size -= less;
@@ -171,7 +177,7 @@ fn is_saturated(deployment: &Deployment, set: &ReplicaSet) -> bool {
 /// largest.
 fn proportional<'a>(deployment: &Deployment, mut sets: Vec<&'a ReplicaSet>) -> Vec<(&'a ReplicaSet, i32)> {
     let wanted = wanted(deployment);
-    let allowed = if wanted > 0 { wanted + max_surge(deployment) } else { 0 };
+    let allowed = if wanted > 0 { wanted.saturating_add(max_surge(deployment)) } else { 0 };
     let to_add = allowed - total_asked(sets.iter().copied());
     // Largest first; of equal ones the newer is grown first and the older is shrunk first.
     sets.sort_by(|a, b| {
@@ -183,11 +189,11 @@ fn proportional<'a>(deployment: &Deployment, mut sets: Vec<&'a ReplicaSet>) -> V
     let mut sizes: Vec<(&ReplicaSet, i32)> = Vec::with_capacity(sets.len());
     for set in sets {
         let share = share(deployment, set, to_add, added);
-        added += share;
-        sizes.push((set, asked(set) + share));
+        added = share.saturating_add(added);
+        sizes.push((set, asked(set).saturating_add(share)));
     }
     if let Some((_, first)) = sizes.first_mut() {
-        *first = (*first + to_add - added).max(0);
+        *first = first.saturating_add(to_add.saturating_sub(added)).max(0);
     }
     sizes
 }
@@ -197,7 +203,7 @@ fn share(deployment: &Deployment, set: &ReplicaSet, to_add: i32, added: i32) -> 
         return 0;
     }
     let fraction = fraction(deployment, set);
-    let left = to_add - added;
+    let left = to_add.saturating_sub(added);
     if to_add > 0 { fraction.min(left) } else { fraction.max(left) }
 }
 
@@ -207,7 +213,7 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet) -> i32 {
     if wanted == 0 {
         return -size;
     }
-    let most = f64::from(wanted + max_surge(deployment));
+    let most = f64::from(wanted.saturating_add(max_surge(deployment)));
     let status = deployment.status.as_ref().and_then(|status| status.replicas).unwrap_or(0);
     let before = annotation(set, MAXIMUM).filter(|most| *most > 0).unwrap_or(status);
     if before <= 0 {
@@ -215,7 +221,7 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet) -> i32 {
     }
     #[allow(clippy::cast_possible_truncation, reason = "bounded by replica counts, which are i32")]
     let size_now = (f64::from(size) * most / f64::from(before)).round() as i32;
-    size_now - size
+    size_now.saturating_sub(size)
 }
 
 #[cfg(test)]
@@ -241,6 +247,18 @@ mod tests {
 
     fn sizes(list: Vec<(&ReplicaSet, i32)>) -> Vec<(String, i32)> {
         list.into_iter().map(|(set, size)| (set.metadata.name.clone().unwrap(), size)).collect()
+    }
+
+    #[test]
+    fn numbers_at_their_limits_are_sizes_too() {
+        for surge in ["2147483647", "9223372036854775807%", "99999999999999999999%"] {
+            let deployment = deployment(i32::MAX, surge, "0");
+            let (old, new) = (set("old", i32::MAX, i32::MAX, 1), set("new", i32::MAX, 0, i32::MAX));
+            assert!(max_surge(&deployment) >= 0, "{surge}");
+            assert_eq!(newest(&deployment, 1, &[&old]), 1, "{surge}");
+            assert!(older(&deployment, &new, &[&old, &old]).iter().all(|(_, size)| *size >= 0), "{surge}");
+            assert!(rescale(&deployment, Some(&new), &[&old]).iter().all(|(_, size)| *size >= 0), "{surge}");
+        }
     }
 
     #[test]

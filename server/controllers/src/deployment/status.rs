@@ -77,11 +77,11 @@ pub(super) fn count(
     now: Timestamp,
 ) -> DeploymentStatus {
     let sum = |field: fn(&ketch_api::k8s::api::apps::v1::ReplicaSetStatus) -> i32| -> i32 {
-        all.iter().filter_map(|set| set.status.as_ref()).map(field).sum()
+        size::total(all.iter().filter_map(|set| set.status.as_ref()).map(field))
     };
     let available = sum(|status| status.available_replicas.unwrap_or(0));
-    let unavailable = (size::total_asked(all.iter().copied()) - available).max(0);
-    let enough = available >= size::wanted(deployment) - size::max_unavailable(deployment);
+    let unavailable = size::total_asked(all.iter().copied()).saturating_sub(available).max(0);
+    let enough = available >= size::wanted(deployment).saturating_sub(size::max_unavailable(deployment));
     set_condition(&mut conditions, availability(enough, now));
     let some = |n: i32| (n > 0).then_some(n);
     DeploymentStatus {
@@ -117,7 +117,8 @@ pub(super) fn is_complete(deployment: &Deployment, status: &DeploymentStatus) ->
 
 fn has_progressed(old: &DeploymentStatus, new: &DeploymentStatus) -> bool {
     let get = |n: Option<i32>| n.unwrap_or(0);
-    let outdated = |status: &DeploymentStatus| get(status.replicas) - get(status.updated_replicas);
+    let outdated =
+        |status: &DeploymentStatus| get(status.replicas).saturating_sub(get(status.updated_replicas));
     get(new.updated_replicas) > get(old.updated_replicas)
         || outdated(new) < outdated(old)
         || get(new.ready_replicas) > get(old.ready_replicas)

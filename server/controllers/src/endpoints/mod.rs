@@ -24,6 +24,14 @@ use crate::{
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 
+/// Plans for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(service: &Service, pods: &[Arc<Pod>], slices: &[Arc<EndpointSlice>]) {
+    let zone = |_: &str| Some("z".to_owned());
+    let observed = plan::Observed { service, pods: pods.to_vec(), slices: slices.to_vec(), zone: &zone };
+    let _ = (plan::slices(&observed), plan::endpoints(service, pods));
+}
+
 /// See the module.
 pub(crate) struct ServiceEndpoints {
     pub(crate) client: Client,

@@ -33,6 +33,27 @@ use crate::{
     runner::{Next, Reconcile, Writes},
 };
 
+/// A plan for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(
+    function: &Function,
+    revisions: &[Arc<FunctionRevision>],
+    deployments: &[Arc<Deployment>],
+    pods: &[Arc<Pod>],
+    now: Timestamp,
+) {
+    let named = |one: &Arc<Deployment>| (owner::name(&one.metadata).to_owned(), Arc::clone(one));
+    let pods = |_: &Deployment| pods.to_vec();
+    let observed = plan::Observed {
+        function,
+        revisions: revisions.to_vec(),
+        deployments: deployments.iter().map(named).collect(),
+        pods: &pods,
+        domain: "localhost:8080",
+    };
+    let _ = plan::plan(&observed, now);
+}
+
 /// See the module.
 pub(crate) struct Functions {
     pub(crate) client: Client,

@@ -119,7 +119,7 @@ fn next_revision(
     let remembered = function.status.as_ref().and_then(|status| status.latest_revision.as_deref());
     let last =
         newest.map(|newest| newest.spec.revision).max(remembered.and_then(|r| revision::number(name, r)));
-    Some(revision::new(function, last.unwrap_or(0) + 1))
+    Some(revision::new(function, last.unwrap_or(0).saturating_add(1)))
 }
 
 fn state_of(observed: &Observed<'_>, revision: &FunctionRevision) -> State {

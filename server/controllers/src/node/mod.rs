@@ -37,6 +37,18 @@ use crate::{
 /// Where nodes renew their Leases.
 const LEASES: &str = "kube-node-lease";
 
+/// Plans for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(node: &Node, pods: &[Arc<Pod>], now: Timestamp) {
+    let taints = plan::plan(node, true, true, now).taints;
+    let had = node.spec.as_ref().and_then(|spec| spec.taints.clone());
+    for pod in pods {
+        for taints in [&taints, &had].into_iter().flatten() {
+            let _ = plan::eviction(pod, taints, now);
+        }
+    }
+}
+
 /// Keeps conditions and taints of nodes. Keys are nodes.
 pub(crate) struct Nodes {
     pub(crate) client: Client,

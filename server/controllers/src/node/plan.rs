@@ -146,7 +146,8 @@ pub(super) fn eviction(pod: &Pod, taints: &[Taint], now: Timestamp) -> Eviction 
         // A toleration without a limit does not lengthen one that has one, as upstream.
         let Some(seconds) = tolerating.iter().filter_map(|t| t.toleration_seconds).min() else { continue };
         let since = taint.time_added.as_ref().map_or(now, |time| time.0);
-        let left = SignedDuration::from_secs(seconds) - now.duration_since(since);
+        // Negative ones count as none, as upstream.
+        let left = SignedDuration::from_secs(seconds.max(0)).saturating_sub(now.duration_since(since));
         let Some(left) = Duration::try_from(left).ok().filter(|left| !left.is_zero()) else {
             return Eviction::Now;
         };
@@ -294,6 +295,14 @@ mod tests {
             eviction(&pod(json!([{"operator": "Exists"}])), &taint("2026-01-01T00:00:00Z"), now()),
             Eviction::Never
         );
+        let until = |seconds: i64| {
+            let toleration =
+                json!([{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
+            ["2026-01-01T00:08:00Z", "2026-01-01T00:20:00Z"]
+                .map(|added| eviction(&pod(toleration.clone()), &taint(added), now()))
+        };
+        assert_eq!(until(i64::MIN)[0], Eviction::Now);
+        assert!(until(i64::MAX).iter().all(|one| matches!(one, Eviction::In(_))));
         let other = vec![Taint { key: "k".into(), effect: "NoSchedule".into(), ..Taint::default() }];
         assert_eq!(eviction(&pod(json!([])), &other, now()), Eviction::Never);
     }

@@ -28,6 +28,12 @@ use crate::{
     runner::{self, Next, Reconcile, Writes},
 };
 
+/// Plans for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(set: &ReplicaSet, pods: &[Arc<Pod>], now: Timestamp) {
+    let _ = (plan::manage(set, pods, now), plan::status(set, pods, None, now), plan::new_pod(set));
+}
+
 /// See the module.
 pub(crate) struct ReplicaSets {
     pub(crate) client: Client,

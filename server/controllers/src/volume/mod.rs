@@ -33,6 +33,28 @@ use crate::{
     runner::{Next, Reconcile, Writes},
 };
 
+/// Plans for hostile objects.
+#[cfg(fuzzing)]
+pub(crate) fn fuzz(
+    claims: &[Arc<PersistentVolumeClaim>],
+    volumes: &[&PersistentVolume],
+    class: Option<&StorageClass>,
+) {
+    for claim in claims {
+        for (in_use, waiting, place) in [
+            (false, Some("p"), Place::Open),
+            (true, None, Place::Gone),
+            (false, Some("p"), Place::Node("n", "/volumes")),
+        ] {
+            let _ = claim_plan::plan(&claim_plan::Observed { claim, volumes, class, in_use, waiting, place });
+        }
+    }
+    for volume in volumes {
+        let claim = claims.first().map(Arc::as_ref);
+        let _ = volume_plan::plan(&volume_plan::Observed { volume, claim, node_exists: false });
+    }
+}
+
 /// See the module. Keys are claims.
 pub(crate) struct Claims {
     pub(crate) client: Client,

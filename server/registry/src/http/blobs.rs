@@ -57,7 +57,7 @@ async fn content(registry: &Registry, digest: &Digest, range: &Range<u64>) -> Re
 
 /// The one range of a `Range` header (RFC 9110, section 14.2). What is not understood is ignored, as the
 /// standard has it; several ranges are answered with everything.
-fn parse_range(header: &str, size: u64) -> Result<Option<Range<u64>>, Error> {
+pub(crate) fn parse_range(header: &str, size: u64) -> Result<Option<Range<u64>>, Error> {
     let Some(spec) = header.strip_prefix("bytes=").map(str::trim) else { return Ok(None) };
     let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else { return Ok(None) };
     let range = match (first.parse::<u64>(), last.parse::<u64>()) {

@@ -193,12 +193,7 @@ async fn write(registry: &Registry, session: &Session, bytes: BytesMut) -> Resul
 /// A chunk's `Content-Range` is `START-END`, without the unit other uses of the header have.
 fn check_start(session: &Session, headers: &HeaderMap) -> Result<(), Error> {
     let Some(range) = headers.get(header::CONTENT_RANGE) else { return Ok(()) };
-    let bounds = range.to_str().ok().and_then(|range| {
-        let (start, end) = range.trim_start_matches("bytes ").split_once('-')?;
-        let end = end.split('/').next()?;
-        Some((start.trim().parse::<u64>().ok()?, end.trim().parse::<u64>().ok()?))
-    });
-    let Some((start, _)) = bounds.filter(|(start, end)| start <= end) else {
+    let Some(start) = range.to_str().ok().and_then(start_of) else {
         return Err(Error::BadRequest { reason: "Content-Range is not START-END".to_owned() });
     };
     let received = session.received();
@@ -206,6 +201,13 @@ fn check_start(session: &Session, headers: &HeaderMap) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::ChunkOutOfOrder { location: location(session), received })
+}
+
+/// Where a chunk begins, when it ends no earlier.
+pub(crate) fn start_of(range: &str) -> Option<u64> {
+    let (start, end) = range.trim_start_matches("bytes ").split_once('-')?;
+    let end = end.split('/').next()?.trim().parse::<u64>().ok()?;
+    start.trim().parse().ok().filter(|start| *start <= end)
 }
 
 /// Refuses what says it will be too large, before it is sent.

@@ -176,16 +176,28 @@ impl NodeInfo {
     }
 
     fn put(&mut self, pod: &Arc<PodInfo>) {
-        self.requested.add(&pod.request);
-        self.nominal = (self.nominal.0 + pod.nominal.0, self.nominal.1 + pod.nominal.1);
+        self.count(pod);
         self.ports.extend(pod.ports.iter().cloned());
         self.pods.insert(pod.uid().to_owned(), Arc::clone(pod));
     }
 
+    fn count(&mut self, pod: &PodInfo) {
+        self.requested.add(&pod.request);
+        let (cpu, memory) = pod.nominal;
+        self.nominal = (self.nominal.0.saturating_add(cpu), self.nominal.1.saturating_add(memory));
+    }
+
     fn take(&mut self, uid: &str) -> Option<Arc<PodInfo>> {
         let pod = self.pods.remove(uid)?;
-        self.requested.subtract(&pod.request);
-        self.nominal = (self.nominal.0 - pod.nominal.0, self.nominal.1 - pod.nominal.1);
+        if self.requested.is_held() || self.nominal.0 == i64::MAX || self.nominal.1 == i64::MAX {
+            // Pods that were bound by others asked for more than a sum can tell: it has no parts to take away.
+            (self.requested, self.nominal) = (Request::default(), (0, 0));
+            let left: Vec<_> = self.pods.values().cloned().collect();
+            left.iter().for_each(|pod| self.count(pod));
+        } else {
+            self.requested.subtract(&pod.request);
+            self.nominal = (self.nominal.0 - pod.nominal.0, self.nominal.1 - pod.nominal.1);
+        }
         for port in &pod.ports {
             if let Some(at) = self.ports.iter().position(|taken| taken == port) {
                 self.ports.swap_remove(at);

@@ -106,7 +106,7 @@ fn ports(pod: &PodInfo, node: &NodeInfo) -> Result<(), Reason> {
 fn resources(pod: &PodInfo, node: &NodeInfo) -> Result<(), Vec<Reason>> {
     let (asked, used, has) = (&pod.request, &node.requested, &node.allocatable);
     let full = i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= node.max_pods;
-    let short = |asked: i64, used: i64, has: i64| asked > 0 && asked > has - used;
+    let short = |asked: i64, used: i64, has: i64| asked > 0 && asked > has.saturating_sub(used);
     let cpu = short(asked.cpu, used.cpu, has.cpu);
     let memory = short(asked.memory, used.memory, has.memory);
     let storage = short(asked.storage, used.storage, has.storage);

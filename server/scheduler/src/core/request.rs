@@ -94,6 +94,12 @@ impl Request {
         (or(self.cpu, NOMINAL_CPU), or(self.memory, NOMINAL_MEMORY))
     }
 
+    /// Whether a sum is held at the limit of its type, and may stand for more.
+    pub(super) fn is_held(&self) -> bool {
+        let fixed = [self.cpu, self.memory, self.storage];
+        fixed.iter().chain(self.extended.values()).any(|amount| *amount == i64::MAX)
+    }
+
     pub(super) fn add(&mut self, other: &Self) {
         self.cpu = self.cpu.saturating_add(other.cpu);
         self.memory = self.memory.saturating_add(other.memory);

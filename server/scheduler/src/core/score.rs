@@ -144,7 +144,8 @@ fn images(pod: &PodInfo, candidates: &[&NodeInfo]) -> Option<Vec<i64>> {
     }
     let names: Vec<&str> = pod.spec()?.containers.iter().filter_map(|c| c.image.as_deref()).collect();
     let present = |node: &&NodeInfo| {
-        let bytes: i64 = names.iter().filter_map(|name| node.images.get(*name)).sum();
+        let sizes = names.iter().filter_map(|name| node.images.get(*name));
+        let bytes = sizes.fold(0_i64, |sum, size| sum.saturating_add(*size));
         (bytes.clamp(SMALL_IMAGE, LARGE_IMAGE) - SMALL_IMAGE) * BEST / (LARGE_IMAGE - SMALL_IMAGE)
     };
     Some(candidates.iter().map(present).collect())

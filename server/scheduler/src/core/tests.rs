@@ -57,6 +57,20 @@ fn refusal(cluster: &Cluster, pod: &PodInfo) -> String {
 }
 
 #[test]
+fn what_a_node_has_left_survives_pods_that_ask_for_everything() {
+    let mut cluster = cluster(&[node("n1", json!({}))]);
+    // Whoever names the node itself is not asked whether there is room.
+    for (name, memory) in [("huge-1", "9E"), ("huge-2", "9E"), ("plain", "6Gi")] {
+        cluster.place(pod(name, asking("1", memory)), "n1");
+    }
+    assert!(cluster.remove_pod("huge-1") && cluster.remove_pod("huge-2"));
+    assert!(refusal(&cluster, &pod("p", asking("1", "4Gi"))).contains("Insufficient memory"));
+    assert_eq!(schedule(&cluster, &pod("p", asking("1", "2Gi"))).unwrap(), "n1");
+    assert!(cluster.remove_pod("plain"));
+    assert_eq!(schedule(&cluster, &pod("p", asking("4", "8Gi"))).unwrap(), "n1");
+}
+
+#[test]
 fn refusals_are_counted_in_upstreams_words() {
     assert_eq!(refusal(&Cluster::new(), &pod("p", json!({}))), "no nodes available to schedule pods");
     let mixed = cluster(&[

@@ -164,6 +164,27 @@ fn decode(mut payload: &[u8], mut expected: Revision) -> Option<Vec<Arc<Event>>>
     Some(events)
 }
 
+/// Reads hostile files; the doors are in [`crate::fuzzing`].
+#[cfg(fuzzing)]
+pub(crate) mod fuzz {
+    use super::{Arc, Event, decode, encode, replay};
+
+    /// What is in a file.
+    pub(crate) fn read(content: &[u8]) -> (Vec<Arc<Event>>, u64) {
+        replay(content, 7, 0)
+    }
+
+    /// The bytes of a frame.
+    pub(crate) fn frame(events: &[Arc<Event>]) -> Vec<u8> {
+        encode(7, events)
+    }
+
+    /// What is in a frame whose hash is right.
+    pub(crate) fn payload(bytes: &[u8]) -> Option<Vec<Arc<Event>>> {
+        decode(bytes, 1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
