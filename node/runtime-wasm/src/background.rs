@@ -14,9 +14,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 
-/// Nice value of the threads: a tenth of the weight of the others, and preempted as soon as one of those wakes.
-const NICE: i32 = 10;
-
 /// Ticks of the clock that a turn may last.
 const SLICES: u32 = 10;
 
@@ -34,7 +31,7 @@ impl Background {
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(processors)
             .thread_name(|number| format!("wasm-long-{number}"))
-            .start_handler(|_| step_back())
+            .start_handler(|_| ketch_runtime::priority::step_back())
             .build()
             .map_err(|error| wasmtime::format_err!("threads for long work: {error}"))?;
         Ok(Self { turns: Arc::new(Semaphore::new(processors)), threads })
@@ -101,17 +98,10 @@ impl Wake for Woken {
     }
 }
 
-#[allow(unsafe_code)]
-fn step_back() {
-    // SAFETY: changes the priority of the calling thread and touches no memory.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
-    if result != 0 {
-        tracing::warn!(error = %std::io::Error::last_os_error(), "long work has the priority of short");
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use ketch_runtime::priority::NICE;
+
     use super::*;
 
     #[allow(unsafe_code)]

@@ -8,6 +8,7 @@
 pub mod disk;
 pub mod fake;
 pub mod log;
+pub mod priority;
 #[cfg(feature = "testing")]
 pub mod testing;
 

@@ -1,9 +1,9 @@
 //! Container log files in the CRI format, written off the path of whoever logs.
 //!
 //! A line is `<RFC 3339 time, nanoseconds> <stdout|stderr> <F|P> <text>`; `P` is a part of a line longer
-//! than [`PART`]. One thread per [`Logs`] does the writing, so that a slow disk stalls no guest: what does
-//! not fit the pending buffer or the rate is dropped, counted and reported in the log itself. Files rotate
-//! to `<path>.1` … `<path>.N`. Reading them is the node's business.
+//! than [`PART`]. One thread per [`Logs`] does the writing, behind all others, so that neither a slow disk nor
+//! a flood of lines stalls anybody: what does not fit the pending buffer or the rate is dropped, counted and
+//! reported in the log itself. Files rotate to `<path>.1` … `<path>.N`. Reading them is the node's business.
 //!
 //! Format: <https://github.com/kubernetes/design-proposals-archive/blob/main/node/kubelet-cri-logging.md>
 
@@ -84,7 +84,11 @@ impl Logs {
     /// When the host has no thread left.
     pub fn new(limits: LogLimits) -> io::Result<Self> {
         let (queue, work) = mpsc::channel();
-        let thread = std::thread::Builder::new().name("logs".into()).spawn(move || write_all(&work))?;
+        let write = move || {
+            crate::priority::step_back();
+            write_all(&work);
+        };
+        let thread = std::thread::Builder::new().name("logs".into()).spawn(write)?;
         Ok(Self { limits, queue: Some(queue), thread: Some(thread) })
     }
 
