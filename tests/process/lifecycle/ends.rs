@@ -170,9 +170,10 @@ pub(super) async fn sidecars_start_first_and_end_last(pod: Pod) {
 pub(super) async fn sidecars_end_after_deletion_too(pod: Pod) {
     let (volumes, mount) = work();
     pod.create(json!({"volumes": volumes, "terminationGracePeriodSeconds": 5,
-        "initContainers": [sidecar(&pod, &mount)], "containers": [pod.container("main", &[OnTerm(143), Forever])]}))
+        "initContainers": [sidecar(&pod, &mount)], "containers": [pod.container("main", &[OnTerm(143), Print("up"), Forever])]}))
     .await;
     pod.becomes(&["phase=Running", "Ready=True"]).await;
+    pod.says("main", "up").await;
     pod.delete().await;
     let ended = format!("main={}", Kind::TERMINATED);
     pod.passes(&[&ended, "side=running", "Ready=False ContainersNotReady"]).await;
@@ -182,9 +183,10 @@ pub(super) async fn sidecars_end_after_deletion_too(pod: Pod) {
 }
 
 pub(super) async fn the_deadline_ends_the_pod(pod: Pod) {
-    let main = pod.container("main", &[OnTerm(143), Forever]);
+    let main = pod.container("main", &[OnTerm(143), Print("up"), Forever]);
     pod.create(json!({"restartPolicy": "Always", "containers": [main]})).await;
     pod.becomes(&["main=running"]).await;
+    pod.says("main", "up").await;
     // Set when it runs: it may take longer than any deadline to begin.
     let deadline = Patch::Merge(json!({"spec": {"activeDeadlineSeconds": 1}}));
     pod.api().patch(&pod.name, &PatchParams::default(), &deadline).await.expect("a deadline may be set");
@@ -262,9 +264,10 @@ pub(super) async fn a_pod_can_be_deleted_at_any_time(pod: Pod) {
 }
 
 pub(super) async fn deletion_is_graceful(pod: Pod) {
-    let main = pod.container("main", &[OnTerm(143), Forever]);
+    let main = pod.container("main", &[OnTerm(143), Print("up"), Forever]);
     pod.create(json!({"terminationGracePeriodSeconds": 60, "containers": [main]})).await;
     pod.becomes(&["phase=Running", "main=running", "Ready=True"]).await;
+    pod.says("main", "up").await;
     let begun = Instant::now();
     pod.delete().await;
     pod.event("Normal Killing Stopping container main").await;

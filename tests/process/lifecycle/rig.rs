@@ -64,7 +64,7 @@ pub(super) enum Do<'a> {
     Env(&'a str),
     /// Takes memory without end.
     Grow,
-    /// Ends with this code when it is asked to end. Components cannot be asked.
+    /// Ends with this code when it is asked to end, from the next thing on that it does. Components cannot be asked.
     OnTerm(u8),
 }
 
