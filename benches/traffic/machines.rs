@@ -29,7 +29,7 @@ pub(super) struct Machines {
     pub(super) far: Path,
     /// Components that echo, on `near` and on `far`.
     pub(super) components: [SocketAddr; 2],
-    nodes: Nodes,
+    _nodes: Nodes,
 }
 
 /// The processes. Dropped in this order: they end before their machines go.
@@ -66,7 +66,7 @@ impl Machines {
         let components =
             ["echo-near", "echo-far"].map(|pod| anyhow::Ok(SocketAddr::new(nodes.address(pod)?, 7000)));
         let [one, other] = components;
-        Ok(Self { near: path(second), far: path(third), components: [one?, other?], nodes })
+        Ok(Self { near: path(second), far: path(third), components: [one?, other?], _nodes: nodes })
     }
 }
 
@@ -163,11 +163,11 @@ impl Nodes {
     }
 }
 
-impl Drop for Machines {
+impl Drop for Nodes {
     fn drop(&mut self) {
         for node in ["near", "far"] {
-            let mut kubectl = self.nodes.command(&self.nodes.cable.a, "kubectl");
-            end_containers(&self.nodes.data(node), &self.nodes.kubeconfig(), &mut kubectl);
+            let mut kubectl = self.command(&self.cable.a, "kubectl");
+            end_containers(&self.data(node), &self.kubeconfig(), &mut kubectl);
         }
     }
 }
