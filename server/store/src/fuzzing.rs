@@ -34,7 +34,11 @@ pub fn torn(frames: &[Vec<Vec<u8>>], at: usize, damage: u8) {
     let at = at % content.len().max(1);
     match damage {
         0 => content.truncate(at),
-        bits => content.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= bits),
+        bits => {
+            if let Some(byte) = content.get_mut(at) {
+                *byte ^= bits;
+            }
+        }
     }
     let whole = ends.iter().rposition(|end| *end <= at).unwrap_or(0);
     let expected: Vec<Arc<Event>> = written.into_iter().take(whole).flatten().collect();
