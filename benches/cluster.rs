@@ -89,6 +89,8 @@ impl Cluster {
     fn start_with(flags: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let mut command = Command::new(binary());
+        // It makes every error of a guest cost milliseconds, and is not set where Ketch is used.
+        command.env_remove("RUST_BACKTRACE");
         command.arg("up").arg("--data-dir").arg(directory.path()).args(["--node-name", "bench"]);
         for flag in ["--api-addr", "--ui-addr", "--http-addr", "--https-addr", "--quic-addr"] {
             command.args([flag, "127.0.0.1:0"]);

@@ -42,7 +42,10 @@ where
         .init();
     connect::install_crypto();
     raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_start(ketch_runtime::priority::step_forward)
+        .build()?;
     runtime.block_on(serve(options, start))?;
     // What is left are threads that own nothing.
     runtime.shutdown_background();

@@ -256,6 +256,7 @@ impl ClockShared {
     }
 
     fn tick(&self, engine: &Engine) {
+        ketch_runtime::priority::step_forward();
         let mut idle = 0;
         while !self.over.load(Ordering::SeqCst) {
             std::thread::park_timeout(TICK);

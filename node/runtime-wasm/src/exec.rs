@@ -92,13 +92,15 @@ pub(crate) fn start(
     let (over, meter) = (container.over.child_token(), container.meter.clone());
     let guard = over.clone().drop_guard();
     let (done, ended) = tokio::sync::oneshot::channel();
-    tasks.spawn(async move {
+    let background = around.engine.background.clone();
+    let run = async move {
         let outcome = command::run(&around, &meter, program, &over).await;
         // The pipes end before the program is said to have ended.
         drop(around);
         // Fails when nobody waits any more.
         let _ = done.send(outcome);
-    });
+    };
+    tasks.spawn(background.run(run, &Arc::default()));
     let exit = async move {
         let _guard = guard;
         let outcome = ended.await.map_err(|_| Error::Internal("the runtime is shutting down".to_owned()))?;

@@ -11,10 +11,10 @@ use std::{
 };
 
 use ketch_runtime::Usage;
-use tokio::{sync::OwnedSemaphorePermit, time::Sleep};
+use tokio::time::Sleep;
 use wasmtime::ResourceLimiter;
 
-use crate::engine::{EngineHost, TICK};
+use crate::{background::stopwatch, engine::EngineHost};
 
 /// Table elements of one instance.
 const TABLE_ELEMENTS: usize = 100_000;
@@ -36,9 +36,6 @@ pub(crate) const HEADER_BYTES: usize = 64 << 10;
 
 /// Memory of an instance of an HTTP component when the container has no limit.
 pub(crate) const HTTP_MEMORY: u64 = 128 << 20;
-
-/// A poll this long was ended by the clock: the guest computes.
-const SLICE: Duration = Duration::from_micros(TICK.as_micros() as u64 / 2);
 
 /// What a container used so far; shared by its instances.
 #[derive(Debug, Default)]
@@ -193,22 +190,10 @@ fn clamp(nanos: u64) -> i64 {
 
 /// Runs guest code: keeps the clock going while it is polled, counts the time, delays polls of a container
 /// that is over its limit.
-///
-/// A guest that computes for a whole tick goes on in the [background](crate::background), one slice at a time
-/// and in turn with others of its kind, until it waits for something.
 pub(crate) struct Metered<F> {
     guest: Pin<Box<F>>,
-    before: Before,
+    delay: Option<Pin<Box<Sleep>>>,
     meter: Meter,
-}
-
-/// What comes before the next poll.
-enum Before {
-    Nothing,
-    /// A container over its limit waits; then, if it computes, for its turn.
-    Delay(Pin<Box<Sleep>>, bool),
-    /// A guest that computes waits for its turn.
-    Turn(Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>),
 }
 
 /// What [`Metered`] reports to.
@@ -222,66 +207,31 @@ pub(crate) struct Meter {
 impl Meter {
     /// Meters a future that runs guest code.
     pub(crate) fn run<F: Future>(&self, guest: F) -> Metered<F> {
-        Metered { guest: Box::pin(guest), before: Before::Nothing, meter: self.clone() }
-    }
-
-    /// A place among the guests that compute.
-    fn turn(&self) -> Before {
-        Before::Turn(Box::pin(self.engine.background.turn()))
+        Metered { guest: Box::pin(guest), delay: None, meter: self.clone() }
     }
 }
 
-impl<F: Future> Metered<F> {
-    fn poll_guest(&mut self, context: &mut Context<'_>) -> Poll<F::Output> {
-        let _running = self.meter.engine.clock.run();
-        self.guest.as_mut().poll(context)
-    }
-
-    /// Waits for what comes before the next poll.
-    fn poll_before(&mut self, context: &mut Context<'_>) -> Poll<Option<OwnedSemaphorePermit>> {
-        loop {
-            match &mut self.before {
-                Before::Nothing => return Poll::Ready(None),
-                Before::Delay(delay, computes) => {
-                    ready!(delay.as_mut().poll(context));
-                    self.before = if *computes { self.meter.turn() } else { Before::Nothing };
-                }
-                Before::Turn(turn) => return turn.as_mut().poll(context),
-            }
-        }
-    }
-
-    /// What comes before the next poll, after one that took `used` and ended at `end`.
-    fn next(&self, used: Duration, end: Instant, computes: bool) -> Before {
-        match self.meter.cpu.charge(used, end) {
-            Some(delay) => Before::Delay(Box::pin(tokio::time::sleep(delay)), computes),
-            None if computes => self.meter.turn(),
-            None => Before::Nothing,
-        }
-    }
-}
-
-impl<F: Future<Output: Send> + Send> Future for Metered<F> {
+impl<F: Future> Future for Metered<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
-        let turn = ready!(this.poll_before(context));
-        let start = Instant::now();
-        let (result, more) = match turn {
-            Some(_held) => {
-                let engine = Arc::clone(&this.meter.engine);
-                engine.background.poll(context, |context| this.poll_guest(context))
-            }
-            None => (this.poll_guest(context), start.elapsed() >= SLICE),
-        };
-        let end = Instant::now();
-        let used = end.saturating_duration_since(start);
+        if let Some(delay) = &mut this.delay {
+            ready!(delay.as_mut().poll(context));
+            this.delay = None;
+        }
+        let used = stopwatch();
+        let running = this.meter.engine.clock.run();
+        let result = this.guest.as_mut().poll(context);
+        drop(running);
+        let used = used();
         this.meter.counters.cpu_nanos.fetch_add(nanos(used), Relaxed);
-        this.before = this.next(used, end, more);
-        if result.is_pending() && !matches!(this.before, Before::Nothing) {
-            // What comes before has to be polled for it to wake anyone. The guest's own wakers stay.
-            context.waker().wake_by_ref();
+        if let Some(delay) = this.meter.cpu.charge(used, Instant::now()) {
+            this.delay = Some(Box::pin(tokio::time::sleep(delay)));
+            if result.is_pending() {
+                // The delay has to be polled for it to wake anyone. The guest's own wakers stay.
+                context.waker().wake_by_ref();
+            }
         }
         result
     }

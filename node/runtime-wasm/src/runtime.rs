@@ -328,7 +328,8 @@ impl WasmRuntime {
     fn launch_command(&self, container: &Arc<Container>, program: Arc<Program>) {
         container.running();
         let container = Arc::clone(container);
-        self.tasks.spawn(async move {
+        let background = container.around.engine.background.clone();
+        let run = async move {
             let outcome = command::run(&container.around, &container.meter, program, &container.over).await;
             let outcome = outcome.unwrap_or_else(|error| Outcome {
                 code: 128,
@@ -339,7 +340,8 @@ impl WasmRuntime {
                 container.around.say(&outcome.message);
             }
             container.ended(outcome).await;
-        });
+        };
+        self.tasks.spawn(background.run(run, &Arc::default()));
     }
 }
 

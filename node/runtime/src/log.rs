@@ -26,6 +26,10 @@ use tokio::sync::Notify;
 /// Longest text of one line of the file, in bytes; containerd's.
 pub const PART: usize = 16 * 1024;
 
+/// How long the thread rests after each time that it wrote. A program that logs line by line would wake it for
+/// every line, and wait for it as often: both hold the same lock.
+const REST: Duration = Duration::from_millis(2);
+
 /// How long a file stays open after its last line: an idle container holds no descriptor.
 const KEEP_OPEN: Duration = Duration::from_secs(2);
 
@@ -425,11 +429,15 @@ fn write_all(work: &mpsc::Receiver<Arc<Shared>>) {
             work.recv_timeout(KEEP_OPEN / 2)
         };
         match next {
-            Ok(shared) => {
-                write_pending(&shared);
-                if !open.iter().any(|other| Arc::ptr_eq(other, &shared)) {
-                    open.push(shared);
+            Ok(first) => {
+                let others: Vec<_> = work.try_iter().collect();
+                for shared in std::iter::once(first).chain(others) {
+                    write_pending(&shared);
+                    if !open.iter().any(|other| Arc::ptr_eq(other, &shared)) {
+                        open.push(shared);
+                    }
                 }
+                std::thread::sleep(REST);
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => return,

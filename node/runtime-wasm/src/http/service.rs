@@ -27,6 +27,7 @@ use super::{
     job::{Job, Queue, Seat, job},
 };
 use crate::{
+    background::Habit,
     context::{Ctx, Surroundings},
     images::{Images, Stored},
     limits::Meter,
@@ -58,6 +59,7 @@ pub(crate) struct Service {
     pub(super) policy: Policy,
     pub(super) queue: Queue,
     warm: Mutex<Warm>,
+    habit: Arc<Habit>,
     pub(super) over: CancellationToken,
     /// Instances at work.
     pub(super) tasks: TaskTracker,
@@ -116,6 +118,7 @@ impl Service {
             concurrency: concurrency.filter(|count| *count > 0).map(permits),
             queue: Queue::new(std::thread::available_parallelism().map_or(1, usize::from)),
             warm: Mutex::default(),
+            habit: Arc::default(),
             over,
             tasks: TaskTracker::new(),
         })
@@ -186,7 +189,8 @@ impl Service {
 
     fn dispatch(self: &Arc<Self>, program: Arc<Program>, job: Job) {
         if self.policy.requests == 1 {
-            self.tasks.spawn(fresh::once(Arc::clone(self), program, job));
+            let once = fresh::once(Arc::clone(self), program, job);
+            self.tasks.spawn(self.around.engine.background.run(once, &self.habit));
         } else if self.queue.push(job) {
             self.start_worker();
         }
@@ -195,7 +199,7 @@ impl Service {
     /// Starts an instance that takes jobs from the queue, which has called for it.
     pub(super) fn start_worker(self: &Arc<Self>) {
         let this = Arc::clone(self);
-        self.tasks.spawn(async move {
+        let work = async move {
             let relief = Arc::clone(&this);
             let seat: WorkerSeat<'_> = Seat::new(&this.queue, Box::new(move || relief.start_worker()));
             let result = match this.program().await {
@@ -209,7 +213,8 @@ impl Service {
             if let Err(error) = result {
                 this.queue.fail(&error);
             }
-        });
+        };
+        self.tasks.spawn(self.around.engine.background.run(work, &self.habit));
     }
 
     /// Takes one of the node's instances, waiting for it until `deadline`.
