@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Ketch, is_root, root, succeeded};
+use crate::{Ketch, binary, is_root, root, succeeded};
 
 /// A Ketch with a containerd of its own and sample images in its registry. Nothing of it is left when this is
 /// dropped: containers and containerd would outlive a Ketch that is killed.
@@ -17,6 +17,7 @@ pub struct Containers {
     /// Data directory.
     pub dir: PathBuf,
     _temporary: Option<tempfile::TempDir>,
+    launch: fn() -> Command,
     flags: Vec<String>,
 }
 
@@ -25,17 +26,24 @@ impl Containers {
     /// the second bytes of `10.x.0.0/16`. `None`: there can be none here.
     pub fn start(pods: u8, services: u8) -> Option<Self> {
         let temporary = tempfile::tempdir().unwrap();
-        Self::start_with(temporary.path().to_path_buf(), Some(temporary), pods, services)
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch, pods, services)
+    }
+
+    /// [`Containers::start`] where there is no runc but crun, and no cgroup v2 beside v1, which crun refuses.
+    pub fn start_with_crun(pods: u8, services: u8) -> Option<Self> {
+        let temporary = tempfile::tempdir().unwrap();
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch_with_crun, pods, services)
     }
 
     /// [`Containers::start`] in `dir`, which must outlive it.
     pub fn start_in(dir: &Path, pods: u8, services: u8) -> Option<Self> {
-        Self::start_with(dir.to_path_buf(), None, pods, services)
+        Self::start_with(dir.to_path_buf(), None, launch, pods, services)
     }
 
     fn start_with(
         dir: PathBuf,
         temporary: Option<tempfile::TempDir>,
+        launch: fn() -> Command,
         pods: u8,
         services: u8,
     ) -> Option<Self> {
@@ -50,7 +58,7 @@ impl Containers {
             "--dns-addr".to_owned(),
             format!("10.{services}.0.10:53"),
         ]);
-        let mut containers = Self { ketch: None, dir, _temporary: temporary, flags: flags.collect() };
+        let mut containers = Self { ketch: None, dir, _temporary: temporary, launch, flags: flags.collect() };
         containers.restart();
         Some(containers)
     }
@@ -78,7 +86,7 @@ impl Containers {
     /// Starts it in the same directory.
     pub fn restart(&mut self) {
         let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        self.ketch = Some(Ketch::start_in(&self.dir, &flags));
+        self.ketch = Some(Ketch::start_as((self.launch)(), "up", &self.dir, &flags));
     }
 
     /// [`Containers::crash`], then [`Containers::restart`].
@@ -122,6 +130,21 @@ impl Drop for Containers {
         }
         end_containers(&self.dir);
     }
+}
+
+fn launch() -> Command {
+    Command::new(binary())
+}
+
+/// In a mount namespace of its own.
+fn launch_with_crun() -> Command {
+    let script = "mount --make-rprivate /
+        umount -l /sys/fs/cgroup/unified 2>/dev/null
+        for runc in $(which -a runc); do mount --bind /dev/null $runc; done
+        exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(binary());
+    command
 }
 
 /// Ends the containerd of a data directory, its shims and their containers, and takes away what they mounted.

@@ -79,6 +79,7 @@ pub fn container_packages() -> Result<()> {
 pub fn test_packages() -> Result<()> {
     packages(&[
         ("busybox", "busybox-static"),
+        ("crun", "crun"),
         ("curl", "curl"),
         ("ip", "iproute2"),
         ("kubectl", "kubernetes-client"),

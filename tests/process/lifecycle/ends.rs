@@ -227,12 +227,7 @@ pub(super) async fn what_cannot_start_says_why(pod: Pod) {
         return;
     }
     pod.create(json!({"containers": [main.clone()]})).await;
-    pod.becomes(&[
-        "phase=Failed",
-        "main=terminated StartError 128",
-        "main.message~no such file or directory",
-    ])
-    .await;
+    pod.becomes(&["phase=Failed", "main=terminated StartError 128", "main.message~/bin/none"]).await;
     pod.event("Warning Failed Error: ").await;
     let again = pod.named("again");
     again.create(json!({"restartPolicy": "Always", "containers": [main]})).await;

@@ -79,15 +79,46 @@ const SCENARIOS: &[Scenario] = scenarios![
     network::the_nodes_network_can_be_used,
 ];
 
+/// What another program that starts containers could do otherwise.
+const OF_THE_RUNTIME: &[&str] = &[
+    "programs_probe",
+    "programs_complete",
+    "programs_fail",
+    "memory_is_limited",
+    "what_cannot_start_says_why",
+    "a_pod_can_be_deleted_at_any_time",
+    "deletion_is_graceful",
+    "grace_is_limited",
+    "hooks_run_before_and_after",
+    "a_failed_hook_ends_the_container",
+    "objects_become_files",
+    "containers_share_volumes",
+    "memory_volumes_are_limited",
+    "containers_share_localhost",
+];
+
 #[test]
 fn pods_of_both_kinds_live_alike() {
     let Some(containers) = Containers::start(154, 155) else { return };
-    Cluster::push(&containers);
+    let wanted = std::env::var("SCENARIO").unwrap_or_default();
+    live(&containers, &Kind::ALL, |name| name.contains(&wanted));
+}
+
+#[test]
+fn pods_live_alike_under_crun() {
+    let Some(containers) = Containers::start_with_crun(190, 191) else { return };
+    live(&containers, &[Kind::Container], |name| OF_THE_RUNTIME.contains(&name));
+    let config = std::fs::read_to_string(containers.dir.join("node/containerd/config.toml")).unwrap();
+    assert!(config.contains("/crun\""), "containerd has another runtime:\n{config}");
+}
+
+fn live(containers: &Containers, kinds: &[Kind], wanted: impl Fn(&str) -> bool) {
+    Cluster::push(containers);
     let failed = runtime().block_on(async {
-        let cluster = Cluster::watch(&containers).await;
-        let wanted = std::env::var("SCENARIO").unwrap_or_default();
-        let chosen = SCENARIOS.iter().filter(|(name, _)| name.contains(&wanted));
-        let runs = chosen.flat_map(|(name, run)| Kind::ALL.map(|kind| (cluster.pod(name, kind), run)));
+        let cluster = Cluster::watch(containers).await;
+        let chosen = SCENARIOS.iter().filter(|(name, _)| wanted(name));
+        let both = chosen.flat_map(|scenario| kinds.iter().map(move |kind| (scenario, *kind)));
+        let runs = both.map(|((name, run), kind)| (cluster.pod(name, kind), run));
         beside_each_other(runs.map(|(pod, run)| (pod.title(), run(pod)))).await
     });
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
