@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::shell::{cargo, has, output, program, run, step, tools_dir};
+use crate::shell::{cargo, has, output, program, run, say, step, tools_dir};
 
 /// Trunk 0.22 needs a newer compiler than the workspace's.
 const TRUNK: &str = "0.21.14";
@@ -131,8 +131,10 @@ pub fn install(bin: &str, krate: &str, version: &str, flags: &[&str], build: Bui
     }
     step(&format!("build {krate} {version} (once)"), || {
         // The crate's own lock file first; without it where a mirror lacks a version it names.
-        cargo_install(krate, version, flags, build, true)
-            .or_else(|_| cargo_install(krate, version, flags, build, false))
+        cargo_install(krate, version, flags, build, true).or_else(|_| {
+            say(&format!("    that was with the lock file of {krate}; once more without it"));
+            cargo_install(krate, version, flags, build, false)
+        })
     })
 }
 
