@@ -214,7 +214,7 @@ impl OciRuntime {
         let kept = Kept::read(&sandbox.annotations)?;
         let image = self.images.status(&spec.image.id).await?;
         let image = image.ok_or_else(|| Error::NotFound(format!("image {}", spec.image.id)))?;
-        security::check_non_root(&spec.security, image.uid.map(|uid| uid.value), &image.username)?;
+        security::check_non_root(&kept, spec, image.uid.map(|uid| uid.value), &image.username)?;
         let directory = container::log_directory(spec);
         std::fs::create_dir_all(directory).map_err(|error| {
             Error::Internal(format!("make the log directory {}: {error}", directory.display()))
