@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     time::{Duration, Instant},
 };
 
@@ -111,14 +111,34 @@ impl Containers {
         self.list("images")
     }
 
+    /// What containerd knows of a container, by its own id.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn described(&self, id: &str) -> serde_json::Value {
+        let described = succeeded("ctr containers info", self.ctr(&["containers", "info", id]));
+        serde_json::from_str(&described).unwrap()
+    }
+
+    /// Kills a container behind the back of its Ketch, by containerd's id.
+    ///
+    /// # Panics
+    /// When there is no such container.
+    pub fn kill(&self, id: &str) {
+        succeeded("ctr tasks kill", self.ctr(&["tasks", "kill", "-s", "SIGKILL", id]));
+    }
+
     fn list(&self, what: &str) -> Vec<String> {
-        let socket = self.dir.join("node/containerd/containerd.sock");
-        let mut list = Command::new("ctr");
-        let list = list.arg("-a").arg(socket).args(["-n", "k8s.io", what, "list", "-q"]).output().unwrap();
+        let list = self.ctr(&[what, "list", "-q"]);
         let mut names: Vec<String> =
             String::from_utf8_lossy(&list.stdout).lines().map(str::to_owned).collect();
         names.sort();
         names
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Output {
+        let socket = self.dir.join("node/containerd/containerd.sock");
+        Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io"]).args(arguments).output().unwrap()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     events::{Note, Recorder},
     images::PolicyImages,
     index::Index,
-    machine::{Failure, Host, WASM_SCHEME},
+    machine::{Failure, Host, container_id},
     network::ClusterNetwork,
     options::{ApiAddress, RuntimeEntry, Unavailable},
     services::LocalServices,
@@ -25,6 +25,9 @@ use crate::{
 /// Places of the runtimes in the list: WebAssembly first.
 pub(crate) const WASM: usize = 0;
 const CONTAINERS: usize = 1;
+
+/// Prefix of the ids of Wasm containers.
+const WASM_SCHEME: &str = "wasm";
 
 /// What all pod workers of a node share.
 pub(crate) struct Context {
@@ -61,13 +64,23 @@ impl Context {
         self.runtimes.get(index).map(|entry| &entry.runtime)
     }
 
-    /// Prefix of container ids in statuses: `wasm`, or the name in the runtime's version.
-    pub(crate) fn scheme(&self, index: usize) -> String {
-        if index == WASM {
-            return WASM_SCHEME.to_owned();
-        }
-        let version = self.runtime(index).map(|runtime| runtime.capabilities().version).unwrap_or_default();
-        version.split_once("://").map_or_else(|| "oci".to_owned(), |(name, _)| name.to_owned())
+    /// What the status calls an instance of a container: `wasm`, or the name in the runtime's version, then the
+    /// runtime's handle, or our own id where it has none.
+    pub(crate) fn shown_id(
+        &self,
+        index: usize,
+        uid: &str,
+        name: &str,
+        attempt: u32,
+        handle: Option<&str>,
+    ) -> Arc<str> {
+        let version = match index {
+            WASM => WASM_SCHEME.to_owned(),
+            _ => self.runtime(index).map(|runtime| runtime.capabilities().version).unwrap_or_default(),
+        };
+        let scheme = version.split_once("://").map_or(version.as_str(), |(name, _)| name);
+        let own = || container_id(uid, name, attempt);
+        format!("{scheme}://{}", handle.map_or_else(own, str::to_owned)).into()
     }
 
     /// The runtime for containers, by its place in the list.

@@ -216,7 +216,11 @@ impl Pods {
         });
         for status in statuses {
             let id = status.id.0.clone();
-            if self.known.get(&id).is_some_and(|(_, known)| known.state == status.state) {
+            if self
+                .known
+                .get(&id)
+                .is_some_and(|(_, known)| (&known.state, &known.handle) == (&status.state, &status.handle))
+            {
                 continue;
             }
             if let (Some(handle), Some(report)) =
@@ -295,5 +299,6 @@ fn report(id: &str, runtime: usize, status: &ContainerStatus) -> Option<Seen> {
     if status.state == ContainerState::Created {
         return None;
     }
-    Some(Seen { name: status.name.clone(), attempt, state: status.state.clone(), runtime })
+    let ContainerStatus { name, handle, state, .. } = status.clone();
+    Some(Seen { name, attempt, handle, state, runtime })
 }

@@ -35,11 +35,12 @@ pub(crate) enum Target {
     Gone,
 }
 
-/// What a runtime says of one of the pod's containers: name, attempt, state, which runtime.
+/// What a runtime says of one of the pod's containers: name, attempt, handle, state, which runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) name: String,
     pub(crate) attempt: u32,
+    pub(crate) handle: Option<Arc<str>>,
     pub(crate) state: ContainerState,
     pub(crate) runtime: usize,
 }
@@ -144,7 +145,7 @@ impl Worker {
     }
 
     fn see(&mut self, seen: Seen) {
-        let Seen { name, attempt, mut state, runtime } = seen;
+        let Seen { name, attempt, handle, mut state, runtime } = seen;
         let Some(unit) = self.desired.unit(&name) else { return };
         if let ContainerState::Exited { code, message, .. } = &mut state {
             let id = ContainerId(machine::container_id(self.uid(), &name, attempt));
@@ -156,7 +157,8 @@ impl Worker {
             }
         }
         self.runs_on(&name, runtime);
-        self.finish(Outcome::State(name, attempt, state));
+        let id = self.context.shown_id(runtime, self.uid(), &name, attempt, handle.as_deref());
+        self.finish(Outcome::State(name, attempt, id, state));
     }
 
     /// Folds an outcome in. A container whose restart has to wait from now on leaves an event.
@@ -178,7 +180,6 @@ impl Worker {
     /// Notes which runtime has a container.
     fn runs_on(&mut self, name: &str, runtime: usize) {
         self.runtimes.insert(name.to_owned(), runtime);
-        self.observed.runs_on(name, &self.context.scheme(runtime));
     }
 
     fn done(&mut self, done: Done) {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Seek, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -68,6 +68,14 @@ impl DataDir {
         Ok(Self { path: path.to_path_buf(), _lock: lock })
     }
 
+    /// The process that has `path`, if one has it. Looks only: a Ketch that starts meanwhile is not kept from it.
+    pub fn owner(path: &Path) -> Option<u32> {
+        let lock = path.join("lock");
+        let process = fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
+        let locks = fs::read_to_string("/proc/locks").ok()?;
+        is_locked(&locks, process, fs::metadata(lock).ok()?.ino()).then_some(process)
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -85,6 +93,17 @@ impl DataDir {
     }
 }
 
+/// Whether `/proc/locks` has a lock of `process` on the file `inode`: `1: FLOCK ADVISORY WRITE 12 08:01:34 0 EOF`.
+fn is_locked(locks: &str, process: u32, inode: u64) -> bool {
+    let (process, inode) = (process.to_string(), inode.to_string());
+    locks.lines().any(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        fields.next() == Some("FLOCK")
+            && fields.nth(2) == Some(process.as_str())
+            && fields.next().and_then(|file| file.rsplit(':').next()) == Some(inode.as_str())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,11 +112,23 @@ mod tests {
     fn has_one_owner_at_a_time() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("data");
+        assert_eq!(DataDir::owner(&path), None);
         let first = DataDir::open(&path).unwrap();
+        assert_eq!(DataDir::owner(&path), Some(std::process::id()));
         let message = DataDir::open(&path).unwrap_err().to_string();
         assert!(message.contains("in use") && message.contains(&std::process::id().to_string()), "{message}");
         drop(first);
+        assert_eq!(DataDir::owner(&path), None);
         DataDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn locks_are_found_by_process_and_file() {
+        let locks = "1: POSIX  ADVISORY  WRITE 12 08:01:34 0 EOF\n2: FLOCK  ADVISORY  WRITE 12 08:01:56 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 78 08:01:56 0 EOF\n3: FLOCK\n";
+        for (process, inode, expected) in [(12, 56, true), (12, 34, false), (78, 56, false), (1, 56, false)] {
+            assert_eq!(is_locked(locks, process, inode), expected, "{process} {inode}");
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Containers and components in one cluster and in one pod, with real containerd, runc, Redis and nginx.
 
+use std::collections::BTreeMap;
+
 use ketch_tests::{Containers, Ketch, get, root, succeeded, until};
+use serde_json::Value;
 
 fn answers(ketch: &Ketch, service: &str, port: u16, part: &str) -> String {
     let ip = ketch.kubectl_ok(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}"]);
@@ -42,13 +45,85 @@ fn components_and_containers_work_together() {
     files_are_copied(ketch);
     clients_in_containers_work(ketch);
     both_kinds_are_measured(ketch);
+    let ids = ids_are_those_of_containerd(&containers);
     let before = containers.processes();
     containers.crash();
     containers.restart();
+    assert_eq!(shown_ids(containers.ketch()), ids, "ids outlive the daemon");
     // The container has not stopped: the count goes on.
     answers(containers.ketch(), "front", 80, "visit 2");
     assert_eq!(containers.processes(), before, "containers outlive the daemon");
     answers(containers.ketch(), "sidecar", 80, "visit 2");
+    until("a status of after the restart", || {
+        let front = [
+            "get",
+            "pods",
+            "-l",
+            "app=front",
+            "-o",
+            "jsonpath={.items[0].status.containerStatuses[0].restartCount}",
+        ];
+        let count = containers.ketch().kubectl_ok(&front);
+        if count == "1" { Ok(()) } else { Err(count) }
+    });
+    assert_eq!(shown_ids(containers.ketch()), ids, "and its first statuses");
+}
+
+/// Ids of the current and the last instance of each container of containerd, by the labels that it must have.
+type Ids = BTreeMap<(String, String), (String, Option<String>)>;
+
+fn shown_ids(ketch: &Ketch) -> Ids {
+    let pods: Value = serde_json::from_str(&ketch.kubectl_ok(&["get", "pods", "-o", "json"])).unwrap();
+    let mut ids = Ids::new();
+    for pod in pods["items"].as_array().unwrap() {
+        let (uid, status) = (pod["metadata"]["uid"].as_str().unwrap(), &pod["status"]);
+        let lists = [&status["initContainerStatuses"], &status["containerStatuses"]];
+        for container in lists.into_iter().filter_map(Value::as_array).flatten() {
+            let (name, id) =
+                (container["name"].as_str().unwrap(), container["containerID"].as_str().unwrap());
+            if id.starts_with("wasm://") {
+                assert_eq!(id, format!("wasm://{uid}.{name}.{}", container["restartCount"]));
+                continue;
+            }
+            let native =
+                |id: &str| id.strip_prefix("containerd://").unwrap_or_else(|| panic!("{id}")).to_owned();
+            let last = container["lastState"]["terminated"]["containerID"].as_str().map(native);
+            ids.insert((uid.to_owned(), name.to_owned()), (native(id), last));
+        }
+    }
+    ids
+}
+
+/// What the API shows is what `ctr` and `crictl` show, for a container that was restarted, too.
+fn ids_are_those_of_containerd(containers: &Containers) -> Ids {
+    let ketch = containers.ketch();
+    let status = || {
+        let text = ketch.kubectl_ok(&["get", "pod", "box", "-o", "json"]);
+        let mut pod: Value = serde_json::from_str(&text).unwrap();
+        pod["status"]["containerStatuses"][0].take()
+    };
+    let first = status()["containerID"].clone();
+    // It has to be there under that id; what follows takes its place.
+    containers.kill(first.as_str().unwrap().trim_start_matches("containerd://"));
+    let second = until("the restart", || match status() {
+        now if now["restartCount"] == 1 && now["state"]["running"].is_object() => Ok(now),
+        now => Err(now.to_string()),
+    });
+    assert_eq!(second["lastState"]["terminated"]["containerID"], first);
+    assert_ne!(second["containerID"], first);
+    let ids = shown_ids(ketch);
+    assert!(ids.len() >= 4, "Redis, its sidecar, and the clients: {ids:?}");
+    let running = containers.processes();
+    for ((uid, name), (id, last)) in &ids {
+        assert!(running.contains(id), "{id} is not in {running:?}");
+        for id in [Some(id), last.as_ref()].into_iter().flatten() {
+            assert!(id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+        }
+        let labels = &containers.described(id)["Labels"];
+        assert_eq!(labels["io.kubernetes.pod.uid"], uid.as_str(), "{labels}");
+        assert_eq!(labels["io.kubernetes.container.name"], name.as_str(), "{labels}");
+    }
+    ids
 }
 
 /// A client with what its pod gives it: the address by the environment and by name, the authority, the token.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{Args, value_parser};
 use ketch_api::wasm::World;
 use serde_json::{Value, json};
 
@@ -31,11 +31,14 @@ pub(crate) struct Arguments {
     #[arg(long)]
     port: Option<u16>,
     /// Seconds to wait until it answers.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = value_parser!(u64).range(..=LONGEST_WAIT))]
     timeout: u64,
     #[command(flatten)]
     connection: Connection,
 }
+
+/// A year. The clock that waits are measured with ends somewhere.
+const LONGEST_WAIT: u64 = 365 * 86_400;
 
 /// Runs the command.
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
@@ -314,7 +317,10 @@ fn rolled_out(deployment: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::commands::Cli;
 
     #[test]
     fn ready_means_the_newest_generation_has_traffic() {
@@ -337,6 +343,18 @@ mod tests {
         assert!(rolled_out(&deployment));
         deployment["status"]["observedGeneration"] = 1.into();
         assert!(!rolled_out(&deployment));
+    }
+
+    #[test]
+    fn a_wait_that_no_clock_can_show_is_refused() {
+        let given = |seconds: &str| Cli::try_parse_from(["ketch", "deploy", "a.wasm", "--timeout", seconds]);
+        for seconds in ["0", "60", &LONGEST_WAIT.to_string()] {
+            assert!(given(seconds).is_ok(), "{seconds}");
+        }
+        for seconds in [&(LONGEST_WAIT + 1).to_string(), "99999999999999", "18446744073709551615", "1h"] {
+            let message = given(seconds).err().expect(seconds).to_string();
+            assert!(message.contains("--timeout") && message.contains(seconds), "{message}");
+        }
     }
 
     #[test]

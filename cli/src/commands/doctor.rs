@@ -1,8 +1,14 @@
 //! `ketch doctor`: what this machine can do, and the fix for each thing it cannot.
 
-use std::{net::TcpListener, path::Path, process::ExitCode};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::ExitCode,
+};
 
 use anyhow::Result;
+use ketch_server::DataDir;
+use serde_json::Value;
 
 use crate::{
     options::{Flags, Options, Role},
@@ -80,16 +86,40 @@ fn ports(options: &Options) -> Finding {
         ("http-addr", options.http_addr),
         ("https-addr", options.https_addr),
     ];
-    let taken: Vec<String> = flags
-        .iter()
-        .filter_map(|(flag, address)| {
-            Some(format!("{address}: {} (choose with --{flag})", TcpListener::bind(address).err()?))
-        })
-        .collect();
-    match taken.is_empty() {
-        true => good("ports", flags.map(|(_, address)| address.to_string()).join(", ")),
-        false => bad("ports", taken.join("; ")),
+    let process = DataDir::owner(&options.data_dir);
+    let running = process.map(|_| run_file(&options.data_dir)).unwrap_or_default();
+    let (mut own, mut taken) = (Vec::new(), Vec::new());
+    for (flag, address) in flags {
+        match TcpListener::bind(address) {
+            Ok(_) => {}
+            Err(_) if listens(&running[flag], address) => own.push(address.to_string()),
+            Err(error) => taken.push(format!("{address}: {error} (choose with --{flag})")),
+        }
     }
+    let all = flags.map(|(_, address)| address.to_string()).join(", ");
+    match (taken.is_empty(), process.filter(|_| !own.is_empty())) {
+        (true, None) => good("ports", all),
+        (true, Some(process)) => {
+            let which = if own.len() == flags.len() { "them".to_owned() } else { own.join(", ") };
+            good("ports", format!("{all}: the Ketch of this data directory, process {process}, has {which}"))
+        }
+        (false, _) => bad("ports", taken.join("; ")),
+    }
+}
+
+/// What the Ketch that runs from a data directory has written about itself.
+fn run_file(data_dir: &Path) -> Value {
+    let text = std::fs::read_to_string(data_dir.join("run.json")).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// Whether a server at `own` is what keeps others from `address`.
+fn listens(own: &Value, address: SocketAddr) -> bool {
+    let own: Option<SocketAddr> = own.as_str().and_then(|own| own.parse().ok());
+    own.is_some_and(|own| {
+        let is_any = own.ip().is_unspecified() || address.ip().is_unspecified();
+        own.port() == address.port() && (own.ip() == address.ip() || is_any)
+    })
 }
 
 fn memory() -> Finding {
@@ -159,5 +189,66 @@ fn containers(options: &Options) -> Finding {
         Err(why) => {
             limited("containers", format!("WebAssembly only: {}. To have them: {}", why.cause, why.fix))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn options(dir: &Path, api: SocketAddr, ui: SocketAddr) -> Options {
+        let free = "127.0.0.1:0";
+        let flags =
+            json!({"data-dir": dir, "api-addr": api, "ui-addr": ui, "http-addr": free, "https-addr": free});
+        let flags: Flags = serde_json::from_value(flags).unwrap();
+        flags.resolve(Role::Up, false).unwrap()
+    }
+
+    #[test]
+    fn ports_of_the_ketch_that_runs_are_not_taken() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temporary.path()).unwrap();
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [own, other] = listeners.each_ref().map(|one| one.local_addr().unwrap());
+        dir.write("run.json", &json!({"api-addr": own}).to_string()).unwrap();
+        let free = "127.0.0.1:0".parse().unwrap();
+        let finding = ports(&options(temporary.path(), own, free));
+        let process = format!("process {}", std::process::id());
+        assert_eq!(finding.level, Level::Good, "{}", finding.text);
+        assert!(
+            finding.text.contains(&process) && finding.text.contains(&own.to_string()),
+            "{}",
+            finding.text
+        );
+        // One that something else has is still a problem, and the only one that is named.
+        let finding = ports(&options(temporary.path(), own, other));
+        assert_eq!(finding.level, Level::Bad, "{}", finding.text);
+        assert!(
+            finding.text.contains("--ui-addr") && !finding.text.contains("--api-addr"),
+            "{}",
+            finding.text
+        );
+        // Once this Ketch has ended, nothing is its own.
+        drop(dir);
+        let finding = ports(&options(temporary.path(), own, free));
+        assert_eq!(finding.level, Level::Bad, "{}", finding.text);
+        assert!(finding.text.contains("--api-addr"), "{}", finding.text);
+    }
+
+    #[test]
+    fn an_address_of_all_is_kept_from_everybody() {
+        for (own, address, expected) in [
+            ("127.0.0.1:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "127.0.0.1:81", false),
+            ("127.0.0.1:80", "127.0.0.2:80", false),
+            ("0.0.0.0:80", "127.0.0.1:80", true),
+            ("127.0.0.1:80", "0.0.0.0:80", true),
+            ("nowhere", "127.0.0.1:80", false),
+        ] {
+            assert_eq!(listens(&json!(own), address.parse().unwrap()), expected, "{own} {address}");
+        }
+        assert!(!listens(&Value::Null, "127.0.0.1:80".parse().unwrap()));
     }
 }

@@ -72,6 +72,11 @@ impl Kept {
             .map_err(|error| Error::Internal(format!("the pod's sandbox is not one of Ketch's: {error}")))
     }
 
+    /// `name_namespace(uid)`, as upstream names a pod in messages.
+    pub(crate) fn title(&self) -> String {
+        format!("{}_{}({})", self.name, self.namespace, self.uid)
+    }
+
     /// Namespaces of the pod's containers.
     pub(crate) fn namespaces(&self) -> NamespaceOption {
         let mode = |host: bool| if host { NamespaceMode::Node } else { NamespaceMode::Pod } as i32;

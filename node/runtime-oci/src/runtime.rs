@@ -214,7 +214,7 @@ impl OciRuntime {
         let kept = Kept::read(&sandbox.annotations)?;
         let image = self.images.status(&spec.image.id).await?;
         let image = image.ok_or_else(|| Error::NotFound(format!("image {}", spec.image.id)))?;
-        security::check_non_root(&spec.security, image.uid.map(|uid| uid.value), &image.username)?;
+        security::check_non_root(&kept, spec, image.uid.map(|uid| uid.value), &image.username)?;
         let directory = container::log_directory(spec);
         std::fs::create_dir_all(directory).map_err(|error| {
             Error::Internal(format!("make the log directory {}: {error}", directory.display()))
@@ -346,11 +346,11 @@ impl Runtime for OciRuntime {
         }
     }
 
-    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {
+    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<Option<Arc<str>>, Error> {
         if let Some(old) = self.find(&container.id).await? {
             match cri::ContainerState::try_from(old.state) {
                 Ok(cri::ContainerState::ContainerRunning | cri::ContainerState::ContainerExited) => {
-                    return Ok(());
+                    return Ok(Some(old.id.into()));
                 }
                 // Made by an attempt that was interrupted.
                 _ => self.remove_container(old.id).await?,
@@ -360,7 +360,8 @@ impl Runtime for OciRuntime {
         let sandbox = self.sandboxes_of(pod).await?.into_iter().find(|sandbox| sandbox.state == ready);
         let sandbox = sandbox.ok_or_else(|| Error::NotFound(format!("pod {}", pod.0)))?;
         let id = self.create_container(&sandbox, &container).await?;
-        self.run(id).await
+        self.run(id.clone()).await?;
+        Ok(Some(id.into()))
     }
 
     async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error> {
@@ -402,6 +403,7 @@ impl Runtime for OciRuntime {
                 id: ContainerId(label(CONTAINER_ID)),
                 pod: PodId(label(POD_UID)),
                 name: label(CONTAINER_NAME),
+                handle: Some(container.id.as_str().into()),
                 state,
             }))
         }));

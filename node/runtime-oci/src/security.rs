@@ -4,7 +4,7 @@ use k8s_cri::v1::{
     Capability, Int64Value, LinuxContainerSecurityContext, SecurityProfile, security_profile::ProfileType,
 };
 use ketch_api::k8s::api::core::v1::{AppArmorProfile, PodSecurityContext, SeccompProfile, SecurityContext};
-use ketch_runtime::Error;
+use ketch_runtime::{ContainerSpec, Error};
 
 use crate::pod::Kept;
 
@@ -89,11 +89,17 @@ fn apparmor(profile: &AppArmorProfile) -> Result<SecurityProfile, Error> {
 ///
 /// # Errors
 /// [`Error::Config`] with the kubelet's words.
-pub(crate) fn check_non_root(security: &SecurityContext, uid: Option<i64>, name: &str) -> Result<(), Error> {
+pub(crate) fn check_non_root(
+    pod: &Kept,
+    spec: &ContainerSpec,
+    uid: Option<i64>,
+    name: &str,
+) -> Result<(), Error> {
+    let security = &spec.security;
     if security.run_as_non_root != Some(true) {
         return Ok(());
     }
-    let text = match security.run_as_user {
+    let why = match security.run_as_user {
         Some(0) => "container's runAsUser breaks non-root policy".to_owned(),
         Some(_) => return Ok(()),
         None if uid.is_some_and(|uid| uid != 0) => return Ok(()),
@@ -102,11 +108,13 @@ pub(crate) fn check_non_root(security: &SecurityContext, uid: Option<i64>, name:
         ),
         None => "container has runAsNonRoot and image will run as root".to_owned(),
     };
-    Err(Error::Config(text))
+    Err(Error::Config(format!("{why} (pod: \"{}\", container: {})", pod.title(), spec.name)))
 }
 
 #[cfg(test)]
 mod tests {
+    use ketch_runtime::{ContainerId, Image, PodId, PodSandbox};
+
     use super::*;
 
     #[test]
@@ -139,13 +147,35 @@ mod tests {
 
     #[test]
     fn non_root_is_checked_against_the_image() {
-        let must = SecurityContext { run_as_non_root: Some(true), ..SecurityContext::default() };
-        assert!(check_non_root(&must, None, "").is_err());
-        assert!(check_non_root(&must, Some(0), "").is_err());
-        assert!(check_non_root(&must, None, "www").unwrap_err().to_string().contains("non-numeric"));
-        assert!(check_non_root(&must, Some(7), "").is_ok());
-        let user = SecurityContext { run_as_user: Some(7), ..must };
-        assert!(check_non_root(&user, None, "").is_ok());
-        assert!(check_non_root(&SecurityContext::default(), None, "").is_ok());
+        let pod = PodSandbox::new(PodId("u".into()), "shop", "web", [10, 0, 0, 9].into());
+        let pod = Kept::new(&pod, 0, "");
+        let image = Image { digest: "sha256:a".into(), id: "r@sha256:a".into(), size: 1 };
+        let spec = ContainerSpec::new(ContainerId("c1".into()), "main", image, "/logs/main/0.log".into());
+        let check = |must: bool, user: Option<i64>, uid: Option<i64>, name: &str| {
+            let security = SecurityContext {
+                run_as_non_root: must.then_some(true),
+                run_as_user: user,
+                ..SecurityContext::default()
+            };
+            let spec = ContainerSpec { security, ..spec.clone() };
+            check_non_root(&pod, &spec, uid, name).map_err(|error| error.to_string())
+        };
+        let refused = |text: &str| Err(format!("{text} (pod: \"web_shop(u)\", container: main)"));
+        let root = refused("container has runAsNonRoot and image will run as root");
+        let unknown = refused(
+            "container has runAsNonRoot and image has non-numeric user (www), cannot verify user is non-root",
+        );
+        let own = refused("container's runAsUser breaks non-root policy");
+        for (must, user, uid, name, expected) in [
+            (true, None, None, "", root.clone()),
+            (true, None, Some(0), "", root),
+            (true, None, None, "www", unknown),
+            (true, Some(0), Some(7), "", own),
+            (true, None, Some(7), "", Ok(())),
+            (true, Some(7), None, "", Ok(())),
+            (false, None, None, "", Ok(())),
+        ] {
+            assert_eq!(check(must, user, uid, name), expected);
+        }
     }
 }

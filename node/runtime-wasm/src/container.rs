@@ -35,6 +35,7 @@ impl Container {
             id: self.id.clone(),
             pod: self.pod.clone(),
             name: self.name.clone(),
+            handle: None,
             state: self.state.borrow().clone(),
         }
     }

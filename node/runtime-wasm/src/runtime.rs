@@ -459,7 +459,7 @@ impl Runtime for WasmRuntime {
         Ok(CreatedPod::default())
     }
 
-    async fn start(&self, pod: &PodId, spec: ContainerSpec) -> Result<(), Error> {
+    async fn start(&self, pod: &PodId, spec: ContainerSpec) -> Result<Option<Arc<str>>, Error> {
         let stored = self.images.get(&spec.image.digest);
         let stored = stored.ok_or_else(|| Error::NotFound(format!("image {}", spec.image.id)))?;
         let (container, new) = {
@@ -476,7 +476,7 @@ impl Runtime for WasmRuntime {
         };
         if !new {
             container.begun().await;
-            return Ok(());
+            return Ok(None);
         }
         let result = self.launch(&container, &stored, &spec).await;
         if result.is_err() {
@@ -484,7 +484,7 @@ impl Runtime for WasmRuntime {
             // Whoever waits for it to begin learns that it is over.
             container.ended(Outcome { code: 128, reason: "StartError", message: String::new() }).await;
         }
-        result
+        result.map(|()| None)
     }
 
     async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error> {

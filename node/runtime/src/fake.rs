@@ -60,10 +60,13 @@ pub struct Fake {
     state: Arc<Mutex<State>>,
     logs: Option<Arc<Logs>>,
     changed: Arc<watch::Sender<u64>>,
+    has_handles: bool,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// Containers so far.
+    started: u64,
     behaviours: BTreeMap<String, Behaviour>,
     failures: BTreeMap<String, Error>,
     pods: BTreeMap<PodId, PodSandbox>,
@@ -76,6 +79,7 @@ struct Container {
     pod: PodId,
     spec: ContainerSpec,
     behaviour: Behaviour,
+    handle: Option<Arc<str>>,
     state: ContainerState,
     requests: Arc<AtomicU64>,
 }
@@ -94,7 +98,14 @@ impl Fake {
             // Without a thread there are no logs; nothing else is lost.
             logs: Logs::new(LogLimits::default()).ok().map(Arc::new),
             changed: Arc::new(watch::Sender::new(0)),
+            has_handles: false,
         }
+    }
+
+    /// Gives each container a handle.
+    #[must_use]
+    pub fn with_handles(self) -> Self {
+        Self { has_handles: true, ..self }
     }
 
     /// Says what containers of `reference` do.
@@ -159,7 +170,12 @@ impl Fake {
         }
     }
 
-    fn insert(&self, pod: &PodId, spec: &ContainerSpec) -> Result<Option<Behaviour>, Error> {
+    /// Handle of the container, and what it does if it is new.
+    fn insert(
+        &self,
+        pod: &PodId,
+        spec: &ContainerSpec,
+    ) -> Result<(Option<Arc<str>>, Option<Behaviour>), Error> {
         let mut state = self.lock();
         state.calls.push(Call::Start(spec.id.clone()));
         if let Some(error) = state.failures.get(&spec.id.0) {
@@ -168,9 +184,11 @@ impl Fake {
         if !state.pods.contains_key(pod) {
             return Err(Error::NotFound(format!("pod {}", pod.0)));
         }
-        if state.containers.contains_key(&spec.id) {
-            return Ok(None);
+        if let Some(container) = state.containers.get(&spec.id) {
+            return Ok((container.handle.clone(), None));
         }
+        state.started += 1;
+        let handle = self.has_handles.then(|| Arc::from(format!("{:064x}", state.started)));
         let reference = spec.image.id.split_once('@').map_or(spec.image.id.as_str(), |(name, _)| name);
         let behaviour = state.behaviours.get(reference).copied().unwrap_or(Behaviour::Http);
         let started = Timestamp::now();
@@ -180,11 +198,12 @@ impl Fake {
                 pod: pod.clone(),
                 spec: spec.clone(),
                 behaviour,
+                handle: handle.clone(),
                 state: ContainerState::Running { started },
                 requests: Arc::default(),
             },
         );
-        Ok(Some(behaviour))
+        Ok((handle, Some(behaviour)))
     }
 }
 
@@ -224,15 +243,16 @@ impl Runtime for Fake {
         Ok(CreatedPod::default())
     }
 
-    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {
-        let Some(behaviour) = self.insert(pod, &container)? else { return Ok(()) };
+    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<Option<Arc<str>>, Error> {
+        let (handle, behaviour) = self.insert(pod, &container)?;
+        let Some(behaviour) = behaviour else { return Ok(handle) };
         self.notify();
         self.log(&container, &format!("{} starts\n", container.name)).await;
         if let Behaviour::Exit(code) = behaviour {
             let reason = if code == 0 { "Completed" } else { "Error" };
             self.finish(&container.id, code, reason, "");
         }
-        Ok(())
+        Ok(handle)
     }
 
     async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error> {
@@ -270,6 +290,7 @@ impl Runtime for Fake {
             id: id.clone(),
             pod: container.pod.clone(),
             name: container.spec.name.clone(),
+            handle: container.handle.clone(),
             state: container.state.clone(),
         };
         Ok(state.containers.iter().map(status).collect())
@@ -353,6 +374,10 @@ mod tests {
             };
             Some(Program { reference, ..Program::default() })
         }
+
+        fn has_handles(&self) -> bool {
+            self.0.has_handles
+        }
     }
 
     #[tokio::test]
@@ -362,6 +387,7 @@ mod tests {
             .with_image("exit:3", Behaviour::Exit(3))
             .with_image("forever:1", Behaviour::Forever);
         fake.fail("missing:1", Some(Error::Pull("missing:1 not found".into())));
-        crate::testing::conformance(&FakeSubject(fake)).await;
+        crate::testing::conformance(&FakeSubject(fake.clone())).await;
+        crate::testing::conformance(&FakeSubject(fake.with_handles())).await;
     }
 }

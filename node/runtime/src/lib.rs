@@ -346,6 +346,9 @@ pub struct ContainerStatus {
     pub pod: PodId,
     /// Name in the pod.
     pub name: String,
+    /// What the runtime's own tools call this instance, when they call it otherwise than [`ContainerStatus::id`]:
+    /// the same as long as the instance is known, never another one's. A runtime gives every container one, or none.
+    pub handle: Option<Arc<str>>,
     /// State.
     pub state: ContainerState,
 }
@@ -491,8 +494,8 @@ pub trait Runtime: Send + Sync + 'static {
     async fn create_pod(&self, pod: PodSandbox) -> Result<CreatedPod, Error>;
 
     /// Starts a container of a pod that exists. Idempotent: one that runs or has ended stays as it is (to run
-    /// it again, remove it first). Returns once it runs, or has ended.
-    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error>;
+    /// it again, remove it first). Returns its [`ContainerStatus::handle`] once it runs, or has ended.
+    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<Option<Arc<str>>, Error>;
 
     /// Asks a container to end and ends it after `grace`. Returns when it has ended. Unknown ids are fine.
     async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error>;

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use http_body_util::{BodyExt, Empty};
 
 use crate::{
-    Body, ContainerId, ContainerSpec, ContainerState, Error, Image, ImageSource, Manifest, PodId, PodSandbox,
-    Port, Protocol, Runtime,
+    Body, ContainerId, ContainerSpec, ContainerState, ContainerStatus, Error, Image, ImageSource, Manifest,
+    PodId, PodSandbox, Port, Protocol, Runtime,
 };
 
 /// Longest a condition may take to come true.
@@ -50,6 +50,10 @@ pub trait Subject: Sync {
     fn source(&self) -> Arc<dyn ImageSource>;
     /// How to run a role; `None` leaves out what needs it.
     fn program(&self, role: Role) -> Option<Program>;
+    /// Whether its own tools have other names for containers.
+    fn has_handles(&self) -> bool {
+        false
+    }
     /// An address pods may use.
     fn ip(&self) -> IpAddr {
         IpAddr::from([127, 42, 7, 1])
@@ -83,6 +87,7 @@ pub async fn conformance(subject: &dyn Subject) {
         exits(subject, code).await;
     }
     stops(subject).await;
+    handles(subject).await;
     pods_go_with_their_containers(subject).await;
 }
 
@@ -131,13 +136,20 @@ impl<'a> Case<'a> {
         }
     }
 
-    async fn state(&self, id: &ContainerId) -> Option<ContainerState> {
+    async fn status(&self, id: &ContainerId) -> Option<ContainerStatus> {
         let all = self.runtime.list().await.expect("list works");
-        all.into_iter().find(|status| status.id == *id).map(|status| {
+        all.into_iter().find(|status| status.id == *id).inspect(|status| {
             assert_eq!(status.pod, self.pod, "list names the pod");
             assert_eq!(status.name, "main", "list names the container");
-            status.state
         })
+    }
+
+    async fn state(&self, id: &ContainerId) -> Option<ContainerState> {
+        self.status(id).await.map(|status| status.state)
+    }
+
+    async fn handle(&self, id: &ContainerId) -> Option<Arc<str>> {
+        self.status(id).await.expect("the container is listed").handle
     }
 
     /// Waits for `changes` to lead to a state that `wanted` accepts.
@@ -276,6 +288,41 @@ async fn stops(subject: &dyn Subject) {
         let next = ContainerSpec { id: ContainerId(format!("{}-main-1", case.pod.0)), ..spec.clone() };
         case.runtime.start(&case.pod, next.clone()).await.expect("the next attempt starts");
         case.until(&next.id, "running again", running).await;
+    }
+    case.done().await;
+}
+
+/// A handle is one instance's: as long as that is known, running or ended, and nobody's after it.
+async fn handles(subject: &dyn Subject) {
+    let case = Case::new(subject, "handles").await;
+    let (Some(spec), Some(short)) =
+        (case.spec(Role::RunsForever, 0).await, case.spec(Role::ExitsWith(0), 1).await)
+    else {
+        return case.done().await;
+    };
+    let short = ContainerSpec { ports: Vec::new(), ..short };
+    let first = case.runtime.start(&case.pod, spec.clone()).await.expect("start works");
+    assert_eq!(first.is_some(), subject.has_handles(), "each container has a handle, or none: {first:?}");
+    assert!(first.as_deref().is_none_or(|handle| !handle.is_empty()), "a handle is a name");
+    case.until(&spec.id, "running", running).await;
+    assert_eq!(case.handle(&spec.id).await, first, "list has the handle that start returned");
+    let again = case.runtime.start(&case.pod, spec.clone()).await.expect("start is idempotent");
+    assert_eq!(again, first, "starting again changes nothing");
+    let second = case.runtime.start(&case.pod, short.clone()).await.expect("start works");
+    case.until(&short.id, "the end", over).await;
+    assert_eq!(case.handle(&short.id).await, second, "an ended container keeps its handle");
+    case.runtime.stop(&spec.id, Duration::ZERO).await.expect("stop works");
+    assert_eq!(case.handle(&spec.id).await, first, "a stopped container keeps its handle");
+    case.runtime.remove(&spec.id).await.expect("remove works");
+    let third = case.runtime.start(&case.pod, spec.clone()).await.expect("it starts again");
+    case.until(&spec.id, "running again", running).await;
+    assert_eq!(case.handle(&spec.id).await, third, "list has the handle that start returned");
+    if subject.has_handles() {
+        let all = [&first, &second, &third];
+        assert!(all.iter().all(|one| one.is_some()), "each container has a handle: {all:?}");
+        assert!(first != second && first != third && second != third, "no two have the same: {all:?}");
+    } else {
+        assert_eq!((second, third), (None, None), "no container has a handle");
     }
     case.done().await;
 }

@@ -12,7 +12,7 @@ use ketch_runtime::ContainerId;
 use super::{
     Done, Start,
     exec::{self, Failed},
-    http, instance, reference, title,
+    http, instance, reference, title, uid,
 };
 use crate::{
     context::{Context, Report, WASM},
@@ -60,24 +60,20 @@ pub(crate) async fn stop(context: Arc<Context>, pod: Arc<core::Pod>, stop: Stop)
     let id = instance(&pod, &stop.unit.name, stop.attempt);
     // Another runtime than the container's own is not asked: it may not answer for a long time.
     let own = |index: usize| stop.runtime.is_none_or(|runtime| runtime == index);
-    let concerned: Vec<_> = context
-        .runtimes
-        .iter()
-        .enumerate()
-        .filter(|(index, _)| own(*index))
-        .map(|(_, entry)| entry)
-        .collect();
-    for entry in &concerned {
+    let concerned: Vec<_> = context.runtimes.iter().enumerate().filter(|(index, _)| own(*index)).collect();
+    for (_, entry) in &concerned {
         if let Err(error) = entry.runtime.stop(&id, left).await {
             tracing::warn!(pod = %title(&pod), container = stop.unit.name, %error, "a container could not be ended");
         }
     }
     context.services.remove(&id);
     // The runtime's own report carries code and reason: give it the first word.
-    for entry in &concerned {
+    for (index, entry) in concerned {
         let found = entry.runtime.list().await.unwrap_or_default().into_iter().find(|status| status.id == id);
         if let Some(status) = found {
-            return Done::Outcome(Outcome::State(stop.unit.name, stop.attempt, status.state));
+            let (name, attempt, handle) = (stop.unit.name, stop.attempt, status.handle.as_deref());
+            let id = context.shown_id(index, uid(&pod), &name, attempt, handle);
+            return Done::Outcome(Outcome::State(name, attempt, id, status.state));
         }
     }
     Done::Outcome(Outcome::Stopped(stop.unit.name, stop.attempt))

@@ -45,7 +45,8 @@ pub(crate) async fn start(context: Arc<Context>, pod: Arc<core::Pod>, start: Sta
     Done::Outcome(Outcome::Started(start.unit.name, start.attempt, result))
 }
 
-async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<(), Failure> {
+/// Starts it; what the status calls it.
+async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<Arc<str>, Failure> {
     let name = &start.unit.name;
     let runtime =
         context.runtime(start.runtime).ok_or_else(|| config("the container's runtime is gone".to_owned()))?;
@@ -57,7 +58,8 @@ async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<
         Report::normal("Created", format!("Created container: {name}")),
     );
     let (id, port) = (spec.id.clone(), http_port(&spec));
-    runtime.start(&PodId(uid(pod).to_owned()), spec).await.map_err(|error| failure(&error))?;
+    let started = runtime.start(&PodId(uid(pod).to_owned()), spec).await;
+    let handle = started.map_err(|error| failure(&error))?;
     context.index.begun(&id.0);
     if let Some(service) = context.http(start.runtime, &id) {
         context.services.insert(SocketAddr::new(start.ip, port), id, service);
@@ -67,7 +69,8 @@ async fn try_start(context: &Context, pod: &core::Pod, start: &Start) -> Result<
         reference(&start.unit),
         Report::normal("Started", format!("Started container {name}")),
     );
-    lifecycle::post_start(context, pod, start).await
+    lifecycle::post_start(context, pod, start).await?;
+    Ok(context.shown_id(start.runtime, uid(pod), name, start.attempt, handle.as_deref()))
 }
 
 /// Makes sure that the runtime has the pod. A sandbox was made when the pod was set up; before a restart it is

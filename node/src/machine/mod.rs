@@ -18,4 +18,4 @@ pub use desired::{Desired, ProbeKind, ProbeSpec, RestartPolicy, Role, Unit};
 pub use observed::{Exit, Failure, Observed, Outcome, Phase, Stage, Step, UnitState};
 pub use plan::next;
 pub use probe::ProbeState;
-pub use status::{Host, WASM_SCHEME, carry, container_id, crash_looping, pod_title, qos_class, render};
+pub use status::{Host, carry, container_id, crash_looping, pod_title, qos_class, render};

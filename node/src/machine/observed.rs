@@ -1,6 +1,6 @@
 //! What is: the state a worker keeps of its pod.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use ketch_api::k8s::api::core::v1 as core;
@@ -64,12 +64,12 @@ pub enum Outcome {
     Rejected(Failure),
     /// Of [`Step::Pull`].
     Pulled(String, Result<Image, Failure>),
-    /// Of [`Step::Start`]: name, attempt.
-    Started(String, u32, Result<(), Failure>),
+    /// Of [`Step::Start`]: name, attempt, the instance's id.
+    Started(String, u32, Result<Arc<str>, Failure>),
     /// Of [`Step::Stop`]: name, attempt.
     Stopped(String, u32),
-    /// What the runtime says of a container: name, attempt, state.
-    State(String, u32, ContainerState),
+    /// What the runtime says of a container: name, attempt, the instance's id, state.
+    State(String, u32, Arc<str>, ContainerState),
     /// Of [`Step::Probe`]: name, attempt, which, passed.
     Probed(String, u32, ProbeKind, bool),
     /// The pod uses more than it may: the message.
@@ -120,6 +120,8 @@ pub struct Exit {
     pub message: String,
     /// Which instance.
     pub attempt: u32,
+    /// Its id, as [`UnitState::id`].
+    pub id: Option<Arc<str>>,
 }
 
 /// Where a container is.
@@ -172,8 +174,8 @@ pub struct UnitState {
     pub image_id: String,
     /// How the instance before ended.
     pub last: Option<Exit>,
-    /// Prefix of its instances' ids in the status, by what runs them; empty: not known yet.
-    pub scheme: String,
+    /// `containerID` of the current instance, once what runs it has said it: `SCHEME://ID`.
+    pub id: Option<Arc<str>>,
     /// Between restarts.
     pub crash: Backoff,
     /// Between pulls.
@@ -218,6 +220,14 @@ impl UnitState {
     /// Whether an instance exists in the runtime.
     pub fn live(&self) -> bool {
         matches!(self.phase, Phase::Starting | Phase::Running { .. } | Phase::Stopping { .. })
+    }
+
+    /// Notes the id of the current instance.
+    fn identify(&mut self, id: Arc<str>) {
+        if let Phase::Exited(exit) = &mut self.phase {
+            exit.id = Some(Arc::clone(&id));
+        }
+        self.id = Some(id);
     }
 
     /// Sets an end from a runtime's report.
@@ -278,11 +288,6 @@ impl Observed {
         self.units.get(name).map(|unit| (**unit).clone()).unwrap_or_default()
     }
 
-    /// Notes what runs a container.
-    pub fn runs_on(&mut self, name: &str, scheme: &str) {
-        scheme.clone_into(&mut self.unit_mut(name).scheme);
-    }
-
     fn unit_mut(&mut self, name: &str) -> &mut UnitState {
         self.units.entry(name.to_owned()).or_default()
     }
@@ -302,6 +307,7 @@ impl Observed {
                 unit.crash.advance(now);
                 unit.attempt = unit.attempt.saturating_add(1);
                 unit.image = None;
+                unit.id = None;
             }
             Step::Stop { name, grace, .. } => {
                 let unit = self.unit_mut(name);
@@ -332,7 +338,7 @@ impl Observed {
             Outcome::Pulled(name, result) => self.pulled(&name, result, now),
             Outcome::Started(name, attempt, result) => self.started(&name, attempt, result, now),
             Outcome::Stopped(name, attempt) => self.stopped(&name, attempt, now),
-            Outcome::State(name, attempt, state) => self.report(&name, attempt, state),
+            Outcome::State(name, attempt, id, state) => self.report(&name, attempt, id, state),
             Outcome::Probed(name, attempt, kind, passed) => {
                 let spec = desired.unit(&name).and_then(|unit| unit.probe(kind));
                 let unit = self.unit_mut(&name);
@@ -384,14 +390,17 @@ impl Observed {
         }
     }
 
-    fn started(&mut self, name: &str, attempt: u32, result: Result<(), Failure>, now: Timestamp) {
+    fn started(&mut self, name: &str, attempt: u32, result: Result<Arc<str>, Failure>, now: Timestamp) {
         let unit = self.unit_mut(name);
         // The runtime's own report may have come first.
         if unit.attempt != attempt || unit.phase != Phase::Starting {
             return;
         }
         unit.phase = match result {
-            Ok(()) => Phase::Running { since: now },
+            Ok(id) => {
+                unit.id = Some(id);
+                Phase::Running { since: now }
+            }
             Err(failure) => {
                 Phase::Unstartable(failure, now.checked_add(Duration::from_secs(2)).unwrap_or(now))
             }
@@ -402,17 +411,33 @@ impl Observed {
         let unit = self.unit_mut(name);
         // Normally the runtime's report with code and reason is here before this.
         if let (Phase::Stopping { since, .. }, true) = (&unit.phase, unit.attempt == attempt) {
-            let (started, reason) = (Some(*since), "Error".to_owned());
-            unit.exit(Exit { started, finished: now, code: 137, reason, message: String::new(), attempt });
+            let (started, reason, id) = (Some(*since), "Error".to_owned(), unit.id.clone());
+            unit.exit(Exit {
+                started,
+                finished: now,
+                code: 137,
+                reason,
+                message: String::new(),
+                attempt,
+                id,
+            });
         }
     }
 
-    fn report(&mut self, name: &str, attempt: u32, state: ContainerState) {
+    fn report(&mut self, name: &str, attempt: u32, id: Arc<str>, state: ContainerState) {
         let unit = self.unit_mut(name);
-        if attempt < unit.attempt || (attempt == unit.attempt && is_settled(&unit.phase, &state)) {
+        if attempt < unit.attempt {
+            if let Some(last) = unit.last.as_mut().filter(|last| last.attempt == attempt) {
+                last.id = Some(id);
+            }
+            return;
+        }
+        if attempt == unit.attempt && is_settled(&unit.phase, &state) {
+            unit.identify(id);
             return;
         }
         unit.attempt = attempt;
+        unit.id = Some(id);
         match state {
             ContainerState::Created => {}
             ContainerState::Running { started } => {
@@ -421,7 +446,8 @@ impl Observed {
                 }
             }
             ContainerState::Exited { started, finished, code, reason, message } => {
-                unit.exit(Exit { started: Some(started), finished, code, reason, message, attempt });
+                let (started, id) = (Some(started), unit.id.clone());
+                unit.exit(Exit { started, finished, code, reason, message, attempt, id });
             }
         }
     }
@@ -451,24 +477,23 @@ fn recover_unit(status: core::ContainerStatus, now: Timestamp) -> UnitState {
     let mut unit = UnitState {
         attempt,
         image_id: status.image_id,
-        scheme: status
-            .container_id
-            .iter()
-            .filter_map(|id| id.split_once("://"))
-            .map(|(s, _)| s.to_owned())
-            .collect(),
         last: last.map(|t| recover_exit(t, attempt.saturating_sub(1), now)),
         ..UnitState::default()
     };
+    let shown = instance_id(status.container_id);
     let waiting = state.waiting.and_then(|waiting| waiting.reason);
     if let Some(terminated) = state.terminated {
-        unit.phase = Phase::Exited(recover_exit(terminated, attempt, now));
+        let exit = recover_exit(terminated, attempt, now);
+        unit.id = exit.id.clone().or(shown);
+        unit.phase = Phase::Exited(Exit { id: unit.id.clone(), ..exit });
     } else if waiting.as_deref() == Some(CRASH_LOOP)
         && let Some(last) = unit.last.take()
     {
         // What is shown as the last state is this very instance.
+        unit.id.clone_from(&last.id);
         unit.phase = Phase::Exited(Exit { attempt, ..last });
     } else if let Some(running) = state.running {
+        unit.id.clone_from(&shown);
         unit.phase = Phase::Exited(Exit {
             started: running.started_at.map(|t| t.0),
             finished: now,
@@ -477,6 +502,7 @@ fn recover_unit(status: core::ContainerStatus, now: Timestamp) -> UnitState {
             message: "The container was running when the node stopped and could not be located afterwards"
                 .to_owned(),
             attempt,
+            id: shown,
         });
     } else if unit.last.is_some() {
         // It waited for its restart: the instance with this number never ran.
@@ -493,7 +519,13 @@ fn recover_exit(state: core::ContainerStateTerminated, attempt: u32, now: Timest
         reason: state.reason.unwrap_or_default(),
         message: state.message.unwrap_or_default(),
         attempt,
+        id: instance_id(state.container_id),
     }
+}
+
+/// An id as a status shows it.
+fn instance_id(shown: Option<String>) -> Option<Arc<str>> {
+    shown.filter(|id| !id.is_empty()).map(Arc::from)
 }
 
 fn settled(result: Result<(), Failure>, now: Timestamp) -> Stage {

@@ -11,9 +11,6 @@ use super::{
     plan::initialized,
 };
 
-/// Prefix of the ids of Wasm containers.
-pub const WASM_SCHEME: &str = "wasm";
-
 /// What a status says about the node.
 #[derive(Clone, Debug, Default)]
 pub struct Host {
@@ -136,9 +133,6 @@ fn container_status(
     now: Timestamp,
 ) -> core::ContainerStatus {
     let state = observed.unit(&unit.name);
-    let uid = desired.pod.metadata.uid.as_deref().unwrap_or_default();
-    let scheme = if state.scheme.is_empty() { WASM_SCHEME } else { &state.scheme };
-    let id = |attempt: u32| format!("{scheme}://{}", container_id(uid, &unit.name, attempt));
     let waiting = |reason: &str, message: Option<String>| core::ContainerState {
         waiting: Some(core::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..Default::default()
@@ -157,14 +151,16 @@ fn container_status(
             );
             (waiting(CRASH_LOOP, Some(message)), Some(exit))
         }
-        Phase::Exited(exit) => (terminated(exit, &id), state.last.as_ref()),
+        Phase::Exited(exit) => (terminated(exit), state.last.as_ref()),
         phase => {
             let (reason, message) = waiting_reason(desired, unit, phase, now);
             (waiting(reason, message), state.last.as_ref())
         }
     };
-    let instance = (state.live() || matches!(state.phase, Phase::Exited(_))).then_some(state.attempt);
-    let instance = instance.or(state.last.as_ref().map(|exit| exit.attempt));
+    let is_instance = state.live() || matches!(state.phase, Phase::Exited(_));
+    // Until there is one to name, it is the one before, as upstream.
+    let instance = state.id.as_ref().filter(|_| is_instance);
+    let instance = instance.or(state.last.as_ref().and_then(|exit| exit.id.as_ref()));
     let kept = |list: &Option<Vec<core::ContainerStatus>>| {
         list.iter().flatten().find(|s| s.name == unit.name).cloned().unwrap_or_default()
     };
@@ -174,10 +170,10 @@ fn container_status(
         kept(&before.init_container_statuses)
     };
     core::ContainerStatus {
-        container_id: instance.map(id),
+        container_id: instance.map(|id| id.to_string()),
         image: unit.container.image.clone().unwrap_or_default(),
         image_id: state.image_id.clone(),
-        last_state: Some(last.map(|exit| terminated(exit, &id)).unwrap_or_default()),
+        last_state: Some(last.map(terminated).unwrap_or_default()),
         name: unit.name.clone(),
         ready: is_ready(desired, observed, unit),
         restart_count: i32::try_from(state.attempt).unwrap_or(i32::MAX),
@@ -228,10 +224,10 @@ fn waiting_reason(
     }
 }
 
-fn terminated(exit: &Exit, id: &dyn Fn(u32) -> String) -> core::ContainerState {
+fn terminated(exit: &Exit) -> core::ContainerState {
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let terminated = core::ContainerStateTerminated {
-        container_id: Some(id(exit.attempt)),
+        container_id: exit.id.as_ref().map(|id| id.to_string()),
         exit_code: exit.code,
         finished_at: Some(Time(exit.finished)),
         message: text(&exit.message),

@@ -72,9 +72,9 @@ impl Sim {
             Step::Start(name) => {
                 self.log.push(format!("start {name}"));
                 let n = attempt(self, &name);
-                let mut all = vec![Outcome::Started(name.clone(), n, Ok(()))];
+                let mut all = vec![Outcome::Started(name.clone(), n, Ok(id(&name, n)))];
                 if let Act::Exit(code) = (self.act)(&name) {
-                    all.push(Outcome::State(name, n, exited(self.now, code)));
+                    all.push(Outcome::State(name.clone(), n, id(&name, n), exited(self.now, code)));
                 }
                 all
             }
@@ -85,7 +85,8 @@ impl Sim {
             Step::Stop { name, .. } => {
                 self.log.push(format!("stop {name}"));
                 let n = attempt(self, &name);
-                vec![Outcome::State(name.clone(), n, exited(self.now, 143)), Outcome::Stopped(name, n)]
+                let report = Outcome::State(name.clone(), n, id(&name, n), exited(self.now, 143));
+                vec![report, Outcome::Stopped(name, n)]
             }
             Step::Probe(name, kind) => {
                 let passed = (self.probes)(&name, kind);
@@ -126,7 +127,11 @@ impl Sim {
 
     fn exit(&mut self, name: &str, code: i32) {
         let attempt = self.observed.unit(name).attempt;
-        let outcome = Outcome::State(name.into(), attempt, exited(self.now, code));
+        self.report(name, attempt, exited(self.now, code));
+    }
+
+    fn report(&mut self, name: &str, attempt: u32, state: ContainerState) {
+        let outcome = Outcome::State(name.into(), attempt, id(name, attempt), state);
         self.observed.finish(&self.desired, outcome, self.now);
     }
 
@@ -145,6 +150,11 @@ impl Sim {
     fn delete(&mut self, grace: u64) {
         self.desired.deleting = Some(Duration::from_secs(grace));
     }
+}
+
+/// What the runtime calls an instance.
+fn id(name: &str, attempt: u32) -> Arc<str> {
+    format!("containerd://{name}-{attempt}").into()
 }
 
 fn exited(now: Timestamp, code: i32) -> ContainerState {
@@ -353,12 +363,105 @@ fn recovery_keeps_counts_and_does_not_run_ended_containers_again() {
     web.observed = Observed::recover(&object, web.now);
     // The runtime still has it.
     let still = ContainerState::Running { started: web.now };
-    web.observed.finish(&web.desired, Outcome::State("main".into(), 1, still), web.now);
+    web.report("main", 1, still);
     web.log.clear();
     web.run();
     assert_eq!(web.log, ["prepare"]);
     assert_eq!(web.status()["containerStatuses"][0]["restartCount"], 1);
     assert_eq!(web.ready(), "True");
+}
+
+/// Ids of the current and of the last instance of `main`, as the status has them.
+fn shown(sim: &Sim) -> (Value, Value) {
+    let status = &sim.status()["containerStatuses"][0];
+    if let Some(current) = status["state"].get("terminated") {
+        assert_eq!(current["containerID"], status["containerID"], "one instance, one id");
+    }
+    (status["containerID"].clone(), status["lastState"]["terminated"]["containerID"].clone())
+}
+
+#[test]
+fn an_id_is_that_of_its_instance() {
+    let (first, second) = (json!("containerd://main-0"), json!("containerd://main-1"));
+    let mut sim = sim(json!({}), |_| Act::Run);
+    assert_eq!(shown(&sim), (Value::Null, Value::Null), "nothing has been started");
+    sim.observed.begin(&Step::Start("main".into()), sim.now);
+    assert_eq!(shown(&sim), (Value::Null, Value::Null), "no instance is known yet");
+    sim.observed = Observed::recover(&sim.desired.pod, sim.now);
+    sim.run();
+    assert_eq!(shown(&sim), (first.clone(), Value::Null));
+    sim.exit("main", 1);
+    assert_eq!(shown(&sim), (first.clone(), Value::Null), "it has ended");
+    sim.observed.begin(&Step::Restart("main".into()), sim.now);
+    sim.observed.begin(&Step::Start("main".into()), sim.now);
+    assert_eq!(shown(&sim), (first.clone(), first.clone()), "the next one is not known yet");
+    sim.report("main", 1, ContainerState::Running { started: sim.now });
+    assert_eq!(shown(&sim), (second.clone(), first), "it runs, and its hook");
+    sim.exit("main", 1);
+    assert_eq!(sim.status()["containerStatuses"][0]["state"]["waiting"]["reason"], "CrashLoopBackOff");
+    assert_eq!(shown(&sim), (second.clone(), second));
+}
+
+#[test]
+fn ids_outlive_the_agent_and_those_of_its_previous_version_are_replaced() {
+    let native = |attempt: u32| json!(&*id("main", attempt));
+    let ours = |attempt: u32| json!(format!("containerd://u.main.{attempt}"));
+    let running =
+        |id: &Value| json!({"containerID": id, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}});
+    let end = |id: &Value| json!({"terminated": {"containerID": id, "exitCode": 1, "finishedAt": "2026-01-01T00:00:00Z"}});
+    let ended = |id: &Value| json!({"containerID": id, "state": end(id)});
+    let looping = |id: &Value| json!({"containerID": id, "lastState": end(id), "state": {"waiting": {"reason": "CrashLoopBackOff"}}});
+    let nothing = Value::Null;
+    // What the status said, what the runtime still has, and what the status says then.
+    for (what, status, known, current, last) in [
+        ("it runs on", running(&native(0)), &[(0, true)][..], native(0), &nothing),
+        ("it runs on, under its old id", running(&ours(0)), &[(0, true)], native(0), &nothing),
+        ("it is lost", running(&native(0)), &[], native(0), &nothing),
+        ("it is lost, with its old id", running(&ours(0)), &[], ours(0), &nothing),
+        ("it is lost, and nobody knew its id", running(&nothing), &[], nothing.clone(), &nothing),
+        ("it ended", ended(&native(0)), &[], native(0), &nothing),
+        ("it ended, with its old id", ended(&ours(0)), &[], ours(0), &nothing),
+        ("it ended, with its old id, and is there", ended(&ours(0)), &[(0, false)], native(0), &nothing),
+        ("it waits", looping(&native(0)), &[], native(0), &native(0)),
+        ("it waits, with its old id", looping(&ours(0)), &[], ours(0), &ours(0)),
+        ("it waits, with its old id, and is there", looping(&ours(0)), &[(0, false)], native(0), &native(0)),
+    ] {
+        let mut sim = sim(json!({"restartPolicy": "Always"}), |_| Act::Run);
+        let mut object = (*sim.desired.pod).clone();
+        let mut one = json!({"name": "main", "image": "i", "imageID": "", "ready": false, "restartCount": 0});
+        one.as_object_mut().unwrap().extend(status.as_object().unwrap().clone());
+        object.status = serde_json::from_value(json!({"containerStatuses": [one]})).unwrap();
+        sim.observed = Observed::recover(&object, sim.now);
+        for (attempt, runs) in known {
+            let state = match runs {
+                true => ContainerState::Running { started: sim.now },
+                false => exited(sim.now, 1),
+            };
+            sim.report("main", *attempt, state);
+        }
+        if last.is_null() {
+            assert_eq!(shown(&sim), (current, nothing.clone()), "{what}");
+        } else {
+            // What waits is the next one: the last state is this one.
+            sim.observed.begin(&Step::Restart("main".into()), sim.now);
+            assert_eq!(shown(&sim), (current, last.clone()), "{what}");
+        }
+    }
+}
+
+#[test]
+fn the_last_instance_gets_its_id_from_the_runtime_too() {
+    let mut sim = sim(json!({}), |_| Act::Run);
+    let mut object = (*sim.desired.pod).clone();
+    object.status = serde_json::from_value(json!({"containerStatuses": [{
+        "name": "main", "image": "i", "imageID": "", "ready": true, "restartCount": 1,
+        "containerID": "containerd://u.main.1", "state": {"running": {}},
+        "lastState": {"terminated": {"exitCode": 1, "containerID": "containerd://u.main.0"}}}]}))
+    .unwrap();
+    sim.observed = Observed::recover(&object, sim.now);
+    sim.report("main", 0, exited(sim.now, 1));
+    sim.report("main", 1, ContainerState::Running { started: sim.now });
+    assert_eq!(shown(&sim), (json!("containerd://main-1"), json!("containerd://main-0")));
 }
 
 #[test]

@@ -62,7 +62,7 @@ async fn a_pod_of_containers_gets_a_sandbox_first() {
     setup.api.put(&path("db"), pod("db", "oci", spec));
     let seen = setup.wait("db", "ready", is_ready).await;
     assert_eq!(seen["status"]["podIP"], "10.42.0.130", "the second half");
-    assert_eq!(seen["status"]["containerStatuses"][0]["containerID"], "oci://uid-db.main.0");
+    assert_eq!(seen["status"]["containerStatuses"][0]["containerID"], "oci://native-uid-db.main.0");
     assert_eq!(setup.fake.order(), ["oci create_pod uid-db", "oci start uid-db.main.0"]);
     let sandbox = oci.state.lock().unwrap().sandboxes["uid-db"].clone();
     assert_eq!(sandbox.hostname, "db");

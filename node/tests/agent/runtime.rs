@@ -133,15 +133,18 @@ impl Runtime for Fake {
         Ok(CreatedPod { network_namespace: state.namespace.clone() })
     }
 
-    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<(), Error> {
+    async fn start(&self, pod: &PodId, container: ContainerSpec) -> Result<Option<Arc<str>>, Error> {
         self.answers().await;
         self.note("start", &container.id.0);
+        // The runtime for containers has names of its own for them.
+        let handle = (self.name == "oci").then(|| Arc::from(format!("native-{}", container.id.0)));
         {
             let mut state = self.state.lock().unwrap();
             let mut status = ContainerStatus {
                 id: container.id.clone(),
                 pod: pod.clone(),
                 name: container.name.clone(),
+                handle: handle.clone(),
                 state: ContainerState::Running { started: Timestamp::now() },
             };
             match container.image.id.split(['/', '@', ':']).next() {
@@ -153,7 +156,7 @@ impl Runtime for Fake {
             state.containers.insert(container.id.0, status);
         }
         self.changes.send_modify(|n| *n += 1);
-        Ok(())
+        Ok(handle)
     }
 
     async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), Error> {

@@ -139,7 +139,7 @@ async fn a_container_is_given_files_and_everything_its_spec_says() {
     let seen =
         setup.wait("db", "restarted", |pod| pod.pointer(last).is_some_and(|end| end["exitCode"] == 3)).await;
     let end = seen.pointer(last).unwrap();
-    assert_eq!((&end["message"], &end["containerID"]), (&json!("bye"), &json!("oci://uid-db.main.0")));
+    assert_eq!((&end["message"], &end["containerID"]), (&json!("bye"), &json!("oci://native-uid-db.main.0")));
     setup.node.shutdown().await;
 }
 

@@ -36,6 +36,10 @@ impl Subject for Containers {
         Some(Program { reference: BUSYBOX.into(), command, args: vec![script], ..Program::default() })
     }
 
+    fn has_handles(&self) -> bool {
+        true
+    }
+
     fn ip(&self) -> IpAddr {
         self.0.ip(2).into()
     }

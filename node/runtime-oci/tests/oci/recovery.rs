@@ -25,7 +25,8 @@ async fn a_new_ketch_finds_the_containers_of_the_old_one() {
     let Some(mut rig) = Rig::new().await else { return };
     let pod = rig.made("kept", 2).await;
     let spec = rig.script(&pod, "main", "exec sleep 100000").await;
-    rig.runtime.start(&pod.id, spec.clone()).await.unwrap();
+    let handle = rig.runtime.start(&pod.id, spec.clone()).await.unwrap();
+    assert!(handle.is_some());
     let before = rig.until(&spec.id, running).await;
     let process = containerd(&rig);
     rig.runtime.shutdown().await;
@@ -34,7 +35,7 @@ async fn a_new_ketch_finds_the_containers_of_the_old_one() {
     let all = rig.runtime.list().await.unwrap();
     assert_eq!(all.len(), 1);
     assert_eq!((&all[0].id, &all[0].pod, all[0].name.as_str()), (&spec.id, &pod.id, "main"));
-    assert_eq!(all[0].state, before);
+    assert_eq!((&all[0].state, &all[0].handle), (&before, &handle));
     // The pod is the same one, too: further containers start in it.
     assert!(rig.runtime.create_pod(pod.clone()).await.unwrap().network_namespace.is_some());
     assert_eq!(rig.run(&pod, "second", "echo here").await.2, "here");
@@ -46,7 +47,7 @@ async fn containerd_is_started_again_and_its_containers_go_on() {
     let Some(rig) = Rig::new().await else { return };
     let pod = rig.made("killed", 2).await;
     let spec = rig.script(&pod, "main", "exec sleep 100000").await;
-    rig.runtime.start(&pod.id, spec.clone()).await.unwrap();
+    let handle = rig.runtime.start(&pod.id, spec.clone()).await.unwrap();
     let before = rig.until(&spec.id, running).await;
     let process = containerd(&rig);
     kill(Pid::from_raw(process), Signal::SIGKILL).unwrap();
@@ -62,7 +63,8 @@ async fn containerd_is_started_again_and_its_containers_go_on() {
         }
     };
     let all = tokio::time::timeout(PATIENCE, back).await.expect("containerd is back");
-    assert_eq!(all.iter().map(|one| (&one.id, &one.state)).collect::<Vec<_>>(), [(&spec.id, &before)]);
+    let all: Vec<_> = all.iter().map(|one| (&one.id, &one.state, &one.handle)).collect();
+    assert_eq!(all, [(&spec.id, &before, &handle)]);
     // Events arrive again.
     let (code, _, text) = rig.run(&pod, "after", "echo still here").await;
     assert_eq!((code, text.as_str()), (0, "still here"));
