@@ -190,7 +190,12 @@ impl Ketch {
             self.kubectl_ok(&["create", "serviceaccount", name]);
             self.kubectl_ok(&["create", "clusterrolebinding", name, "--clusterrole=cluster-admin", &account]);
         }
-        self.kubectl_ok(&["create", "token", name]).trim().to_owned()
+        // As `kubectl create token` does, which the oldest kubectl does not know.
+        let path = format!("/api/v1/namespaces/default/serviceaccounts/{name}/token");
+        let request = r#"{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}"#;
+        let made = succeeded("a token", self.kubectl_with(&["create", "--raw", &path, "-f", "-"], request));
+        let made: Value = serde_json::from_str(&made).unwrap();
+        made["status"]["token"].as_str().unwrap().to_owned()
     }
 
     /// `SIGKILL`, and waits for the end.

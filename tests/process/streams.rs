@@ -134,7 +134,7 @@ fn stays_open(ketch: &Ketch, pipe: &dyn Fn(Command, &[u8]) -> std::process::Outp
                 "command": ["sh", "-c", "while read line; do echo got $line; [ $line = two ] && exit; done"]}]}}"#,
     );
     ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/open", "--timeout=60s"]);
-    let mut first = kubectl(ketch, true, &["attach", "open", "-i", "--quiet"]);
+    let mut first = kubectl(ketch, true, &["attach", "open", "-i"]);
     first.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut first = Running { child: first.spawn().unwrap(), _output: None };
     first.child.stdin.take().unwrap().write_all(b"one\n").unwrap();
@@ -142,8 +142,7 @@ fn stays_open(ketch: &Ketch, pipe: &dyn Fn(Command, &[u8]) -> std::process::Outp
     BufReader::new(first.child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "got one\n");
     drop(first);
-    let said =
-        succeeded("attach", pipe(kubectl(ketch, true, &["attach", "open", "-i", "--quiet"]), b"two\n"));
+    let said = succeeded("attach", pipe(kubectl(ketch, true, &["attach", "open", "-i"]), b"two\n"));
     assert_eq!(said, "got two\n");
     until("the end", || match ketch.kubectl_ok(&["get", "pod", "open", "-o", "jsonpath={.status.phase}"]) {
         phase if phase == "Succeeded" => Ok(()),
