@@ -1,4 +1,5 @@
-//! Ports of the node that pods ask for (`hostPort`). Pure: the rules for them are `ketch-net`'s.
+//! Ports of the node that pods ask for (`hostPort`). Pure: `ketch-net` has the rules for them, [`crate::loopback`] the
+//! sockets at loopback addresses.
 
 use std::{
     collections::BTreeMap,
