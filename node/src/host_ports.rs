@@ -1,12 +1,13 @@
-//! Ports of the node that pods ask for (`hostPort`). Pure: the rules for them are `ketch-net`'s.
+//! Ports of the node that pods ask for (`hostPort`). Pure: `ketch-net` has the rules for them, [`crate::loopback`] the
+//! sockets at loopback addresses.
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
 };
 
 use ketch_api::k8s::api::core::v1 as core;
-use ketch_net::{Transport, forward::HostPort};
+use ketch_net::{Cidr, Transport, forward::HostPort};
 
 /// A port that a pod asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,16 +68,35 @@ impl HostPorts {
         self.pods.remove(uid).is_some()
     }
 
-    /// Ports that lead somewhere.
-    pub(crate) fn all(&self) -> Vec<HostPort> {
-        let led = self.pods.values().filter_map(|claim| Some((claim.target?, &claim.ports)));
+    /// Ports that lead somewhere by rules of the kernel, which leave loopback addresses alone.
+    pub(crate) fn for_kernel(&self) -> Vec<HostPort> {
+        let ports = self.pods.values().flat_map(Claim::led);
+        ports.filter(|port| !port.host.is_some_and(|host| host.is_loopback())).collect()
+    }
+
+    /// Ports of a pod that are at loopback addresses, and where: a port that is at all addresses of the node is at
+    /// 127.0.0.1, too. Addresses of the cluster are not the node's, also where they are loopback addresses.
+    pub(crate) fn at_loopback(&self, uid: &str, cluster: &[Cidr]) -> Vec<(SocketAddrV4, HostPort)> {
+        let ports = self.pods.get(uid).into_iter().flat_map(Claim::led);
+        let place = |port: HostPort| {
+            let host = port.host.unwrap_or(Ipv4Addr::LOCALHOST);
+            let free = !cluster.iter().any(|range| range.contains(host.into()));
+            (host.is_loopback() && free).then(|| (SocketAddrV4::new(host, port.port), port))
+        };
+        ports.filter_map(place).collect()
+    }
+}
+
+impl Claim {
+    /// Its ports, once they lead somewhere.
+    fn led(&self) -> impl Iterator<Item = HostPort> {
         let one = |target: Ipv4Addr, port: &Wanted| HostPort {
             transport: port.transport,
             host: port.host,
             port: port.port,
             target: (target, port.container_port),
         };
-        led.flat_map(|(target, ports)| ports.iter().map(move |port| one(target, port))).collect()
+        self.target.into_iter().flat_map(move |target| self.ports.iter().map(move |port| one(target, port)))
     }
 }
 
@@ -132,7 +152,7 @@ mod tests {
             {"containerPort": 9, "hostPort": 9, "protocol": "SCTP"}]);
         let mut all = HostPorts::default();
         assert_eq!(all.claim("shop/a", &pod("a", &ports)), Ok(true));
-        assert!(all.all().is_empty(), "the pod has no address yet");
+        assert!(all.for_kernel().is_empty(), "the pod has no address yet");
         let target = Ipv4Addr::new(10, 42, 0, 130);
         assert!(all.lead("a", target.into()) && !all.lead("a", target.into()));
         let tcp = HostPort {
@@ -142,9 +162,9 @@ mod tests {
             target: (target, 80),
         };
         let udp = HostPort { transport: Transport::Udp, host: None, port: 53, target: (target, 53) };
-        assert_eq!(all.all(), [tcp, udp]);
+        assert_eq!(all.for_kernel(), [tcp, udp]);
         assert!(all.release("a") && !all.release("a"));
-        assert!(all.all().is_empty());
+        assert!(all.for_kernel().is_empty());
     }
 
     #[test]
@@ -158,5 +178,23 @@ mod tests {
         let taken = all.claim("shop/d", &pod("d", &at("", "TCP")));
         assert_eq!(taken, Err("host port 8080 is taken by pod shop/a".to_owned()));
         assert_eq!(all.claim("shop/e", &pod("e", &json!([{"containerPort": 80}]))), Ok(false));
+    }
+
+    #[test]
+    fn loopback_addresses_are_not_the_kernels() {
+        let ports = json!([{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 8081, "hostIP": "127.0.0.1"},
+            {"containerPort": 82, "hostPort": 8082, "hostIP": "192.0.2.1"}, {"containerPort": 83, "hostPort": 8083, "hostIP": "127.42.0.9"},
+            {"containerPort": 53, "hostPort": 53, "hostIP": "0.0.0.0", "protocol": "UDP"}]);
+        let cluster = ["127.42.0.0/16".parse().unwrap()];
+        let mut all = HostPorts::default();
+        all.claim("shop/a", &pod("a", &ports)).unwrap();
+        assert!(all.at_loopback("a", &cluster).is_empty(), "the pod has no address yet");
+        all.lead("a", [10, 42, 0, 130].into());
+        let there: Vec<String> =
+            all.at_loopback("a", &cluster).iter().map(|(at, _)| at.to_string()).collect();
+        assert_eq!(there, ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.1:53"]);
+        let elsewhere: Vec<u16> = all.for_kernel().iter().map(|port| port.port).collect();
+        assert_eq!(elsewhere, [8080, 8082, 53]);
+        assert!(all.at_loopback("b", &cluster).is_empty());
     }
 }

@@ -20,6 +20,7 @@ mod index;
 mod isolation;
 mod kind;
 mod logs;
+mod loopback;
 pub mod machine;
 pub mod membership;
 mod network;

@@ -37,6 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     host_ports::HostPorts,
     isolation::{self, Judge},
+    loopback::Loopback,
 };
 
 /// How long an address that a pod looked up by an allowed name may be dialled as that name.
@@ -76,6 +77,7 @@ pub struct ClusterNetwork {
     changes: watch::Sender<u64>,
     judge: Arc<Judge>,
     host_ports: Mutex<HostPorts>,
+    loopback: Loopback,
     /// Whether rules of the kernel follow all this.
     forwards: AtomicBool,
     policy: Policy,
@@ -107,18 +109,20 @@ impl ClusterNetwork {
             node: config.node_addresses.clone(),
             control_plane: config.control_plane.clone(),
         };
+        let stop = CancellationToken::new();
         Self {
             table: ArcSwap::from_pointee(table),
             changes: watch::Sender::new(0),
             judge: Arc::new(Judge::new(true)),
             host_ports: Mutex::default(),
+            loopback: Loopback::new(stop.clone()),
             forwards: AtomicBool::new(false),
             policy,
             config,
             turn: AtomicUsize::new(0),
             grants: Mutex::default(),
             listeners: Default::default(),
-            stop: CancellationToken::new(),
+            stop,
             tasks: TaskTracker::new(),
         }
     }
@@ -143,6 +147,22 @@ impl ClusterNetwork {
             known
         });
         result
+    }
+
+    /// Leads a pod's ports to its address, by rules of the kernel and at loopback addresses; what keeps some of
+    /// the latter closed.
+    pub(crate) async fn lead_host_ports(&self, uid: &str, address: IpAddr) -> Vec<String> {
+        let at_loopback = self.with_host_ports(|ports| {
+            let news = ports.lead(uid, address);
+            (ports.at_loopback(uid, &self.policy.cluster), news)
+        });
+        self.loopback.open(uid, at_loopback).await
+    }
+
+    /// Takes a pod's ports back: others may have them then.
+    pub(crate) async fn release_host_ports(&self, uid: &str) {
+        self.loopback.close(uid).await;
+        self.with_host_ports(|ports| ((), ports.release(uid)));
     }
 
     /// Whether Services and ports of pods are there for whoever dials through the kernel.

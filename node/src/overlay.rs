@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, future, stream};
-use ketch_api::{k8s::api::core::v1 as core, names::OVERLAY_ANNOTATION};
+use ketch_api::{join::Cluster, k8s::api::core::v1 as core, names::OVERLAY_ANNOTATION};
 use ketch_net::Cidr;
 use ketch_overlay::{DeviceConfig, Identity, Overlay, OverlayConfig, OverlayError, Peer};
 use kube::{
@@ -43,8 +43,8 @@ pub struct OverlayOptions {
     pub range: Option<Cidr>,
     /// Whether other nodes that cannot reach each other may use this one.
     pub forward: bool,
-    /// Where this node meets others that it cannot reach.
-    pub relay: Option<RelayHost>,
+    /// Where this node meets others that it cannot reach, as far as it is known now.
+    pub relay: watch::Receiver<Option<RelayHost>>,
 }
 
 /// A relay as a node finds it.
@@ -63,6 +63,14 @@ pub struct NodeOverlay {
     overlay: Arc<Overlay>,
     stop: CancellationToken,
     tasks: TaskTracker,
+}
+
+impl RelayHost {
+    /// The relay of a cluster whose server is at `host`.
+    pub(crate) fn of(cluster: &Cluster, host: &str) -> Option<Self> {
+        let relay = cluster.relay.as_ref()?;
+        Some(Self { name: relay.name.clone(), host: host.to_owned(), port: relay.port })
+    }
 }
 
 // === impl NodeOverlay ===
@@ -135,8 +143,8 @@ async fn follow(options: OverlayOptions, told: watch::Sender<Vec<Peer>>) {
     let (store, writer) = reflector::store();
     let events = watcher(Api::<core::Node>::all(options.client), watcher::Config::default());
     let mut changes = pin!(reflector(writer, events.default_backoff()).touched_objects());
-    let mut found = pin!(stream::iter(&options.relay).flat_map(addresses));
-    let mut relay = options.relay.as_ref().map(|relay| (relay.name.as_str(), Vec::new()));
+    let mut relays = pin!(relays(options.relay));
+    let mut relay = None;
     loop {
         tokio::select! {
             change = changes.next() => match change {
@@ -144,7 +152,7 @@ async fn follow(options: OverlayOptions, told: watch::Sender<Vec<Peer>>) {
                 Some(Err(error)) => tracing::debug!(%error, "the list of nodes is being read again"),
                 None => return,
             },
-            Some(found) = found.next() => relay = relay.map(|(name, _)| (name, found)),
+            Some(found) = relays.next() => relay = found,
         }
         let wanted = peers(store.state().iter().map(Arc::as_ref), &options.name, relay.as_ref());
         told.send_if_modified(|known| {
@@ -155,15 +163,34 @@ async fn follow(options: OverlayOptions, told: watch::Sender<Vec<Peer>>) {
     }
 }
 
-/// Addresses of a relay, each time it has been looked up.
-fn addresses(relay: &RelayHost) -> impl Stream<Item = Vec<SocketAddr>> {
-    stream::unfold(Duration::ZERO, move |wait| async move {
-        tokio::time::sleep(wait).await;
-        let found = tokio::net::lookup_host((relay.host.as_str(), relay.port)).await;
-        let found = found.inspect_err(|error| tracing::warn!(host = relay.host, %error, "relay not found"));
-        Some((found.ok().map(Iterator::collect), LOOK_UP))
+/// A relay's name and addresses.
+type Found = (String, Vec<SocketAddr>);
+
+/// The relay: each one without addresses first, then each time it has been looked up.
+fn relays(mut told: watch::Receiver<Option<RelayHost>>) -> impl Stream<Item = Option<Found>> {
+    told.mark_changed();
+    stream::unfold((told, None::<RelayHost>, LOOK_UP), |(mut told, known, wait)| async move {
+        let look_up = async {
+            let Some(relay) = &known else { return future::pending().await };
+            let mut wait = wait;
+            loop {
+                tokio::time::sleep(wait).await;
+                match tokio::net::lookup_host((relay.host.as_str(), relay.port)).await {
+                    Ok(found) => return (relay.name.clone(), found.collect()),
+                    Err(error) => tracing::warn!(host = relay.host, %error, "relay not found"),
+                }
+                wait = LOOK_UP;
+            }
+        };
+        tokio::select! {
+            found = look_up => Some((Some(found), (told, known, LOOK_UP))),
+            Ok(()) = told.changed() => {
+                let known = told.borrow_and_update().clone();
+                let found = known.as_ref().map(|relay| (relay.name.clone(), Vec::new()));
+                Some((found, (told, known, Duration::ZERO)))
+            }
+        }
     })
-    .filter_map(future::ready)
 }
 
 async fn renew(overlay: Arc<Overlay>, source: IdentitySource, mut used: Identity) {
@@ -180,23 +207,19 @@ async fn renew(overlay: Arc<Overlay>, source: IdentitySource, mut used: Identity
 }
 
 /// The other nodes that have said where their overlay is, and the relay, by name and where it is found.
-fn peers<'a>(
-    nodes: impl Iterator<Item = &'a core::Node>,
-    own: &str,
-    relay: Option<&(&str, Vec<SocketAddr>)>,
-) -> Vec<Peer> {
+fn peers<'a>(nodes: impl Iterator<Item = &'a core::Node>, own: &str, relay: Option<&Found>) -> Vec<Peer> {
     let others = nodes.filter(|node| node.metadata.name.as_deref() != Some(own));
     let mut all: Vec<Peer> = others.filter_map(peer).collect();
     if let Some((name, addresses)) = relay {
         for peer in all.iter_mut().filter(|peer| peer.name != *name) {
-            peer.relay = Some((*name).to_owned());
+            peer.relay = Some(name.clone());
         }
         let addresses = addresses.clone();
         match all.iter_mut().find(|peer| peer.name == *name) {
             // What this node uses for the API leads there; what the relay takes for its address may not.
             Some(peer) if !addresses.is_empty() => peer.addresses = addresses,
             Some(_) => {}
-            None => all.push(Peer { name: (*name).to_owned(), addresses, ranges: Vec::new(), relay: None }),
+            None => all.push(Peer { name: name.clone(), addresses, ranges: Vec::new(), relay: None }),
         }
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -240,7 +263,7 @@ mod tests {
     }
 
     /// Name, first address and relay of each peer.
-    fn seen(own: &str, relay: Option<&(&str, Vec<SocketAddr>)>) -> Vec<(String, String, Option<String>)> {
+    fn seen(own: &str, relay: Option<&Found>) -> Vec<(String, String, Option<String>)> {
         let peers = peers(nodes().iter(), own, relay);
         let address = |peer: &Peer| peer.addresses.first().map(ToString::to_string).unwrap_or_default();
         peers.into_iter().map(|peer| (peer.name.clone(), address(&peer), peer.relay)).collect()
@@ -256,7 +279,7 @@ mod tests {
     fn peers_are_the_other_nodes_that_say_where_they_are() {
         let (a, b) = ("192.0.2.2:6444", "192.0.2.3:6444");
         let outside = vec!["203.0.113.9:6445".parse().unwrap()];
-        let through = ("first", outside.clone());
+        let through = ("first".to_owned(), outside.clone());
         let first = Some("first");
         assert_eq!(
             seen("a", Some(&through)),
@@ -264,11 +287,11 @@ mod tests {
             "the relay is where the API is"
         );
         assert_eq!(
-            seen("a", Some(&("first", Vec::new()))),
+            seen("a", Some(&("first".to_owned(), Vec::new()))),
             expect(&[("b", b, first), ("first", "192.0.2.1:6445", None)]),
             "or where it says, when that is not known"
         );
-        let server = ("server_relay", outside);
+        let server = ("server_relay".to_owned(), outside);
         let through = Some("server_relay");
         assert_eq!(
             seen("b", Some(&server)),
@@ -282,6 +305,26 @@ mod tests {
         assert_eq!(seen("first", None), expect(&[("a", a, None), ("b", b, None)]));
         let ranges = &peers(nodes().iter(), "b", None)[0].ranges;
         assert_eq!(ranges[0].to_string(), "10.42.32.0/24");
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_moves_is_followed() {
+        let host = |name: &str, port| RelayHost { name: name.into(), host: "192.0.2.9".into(), port };
+        let at = |port: u16| vec![SocketAddr::from(([192, 0, 2, 9], port))];
+        let told = watch::Sender::new(Some(host("first", 6445)));
+        let mut found = pin!(relays(told.subscribe()));
+        assert_eq!(found.next().await, Some(Some(("first".into(), vec![]))));
+        assert_eq!(found.next().await, Some(Some(("first".into(), at(6445)))));
+        // At once, however long the next look-up is away.
+        told.send_replace(Some(host("server_relay", 7445)));
+        assert_eq!(found.next().await, Some(Some(("server_relay".into(), vec![]))));
+        assert_eq!(found.next().await, Some(Some(("server_relay".into(), at(7445)))));
+        told.send_replace(None);
+        assert_eq!(found.next().await, Some(None));
+        told.send_replace(Some(host("first", 6445)));
+        assert_eq!(found.next().await, Some(Some(("first".into(), vec![]))));
+        drop(told);
+        assert_eq!(found.next().await, Some(Some(("first".into(), at(6445)))), "nobody will say more");
     }
 
     #[test]

@@ -81,7 +81,7 @@ async fn keep(network: Arc<ClusterNetwork>, facts: Facts, mut nft: Nft, stop: Ca
         if stop.run_until_cancelled(complete).await != Some(true) {
             break;
         }
-        let ports = network.with_host_ports(|ports| (ports.all(), false));
+        let ports = network.with_host_ports(|ports| (ports.for_kernel(), false));
         let table = network.table();
         if !ports.is_empty() || table.forwards().iter().any(is_exposed) {
             forward(&facts.addresses);

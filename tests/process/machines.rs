@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -23,8 +24,9 @@ impl Machines {
 
     /// `None`: this user may not make namespaces.
     fn new(wall: bool) -> Option<Self> {
-        let id = std::process::id();
-        let (server, node) = (format!("kj-s{wall}{id}"), format!("kj-n{wall}{id}"));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let id = format!("{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let (server, node) = (format!("kj-s{id}"), format!("kj-n{id}"));
         if !ip(&format!("netns add {server}")).status.success() {
             eprintln!("skipped: network namespaces need root");
             return None;
@@ -47,7 +49,8 @@ impl Machines {
             return Some(machines);
         }
         let rules = "table inet wall { chain input { type filter hook input priority 0; policy drop; \
-                     ct state established,related accept; iifname \"lo\" accept; }; }";
+                     ct state established,related accept; iifname \"lo\" accept; \
+                     iifname \"ketch-*\" accept; }; }";
         let mut nft = machines.run(node, "nft");
         succeeded("nft", nft.arg(rules).output().unwrap());
         Some(machines)
@@ -140,6 +143,33 @@ impl Joined {
     fn kubectl(&self, arguments: &[&str]) -> String {
         succeeded("kubectl", self.client("kubectl", arguments))
     }
+
+    /// A pod on each of the nodes; their addresses.
+    fn run_hello(&self, nodes: &[&str]) -> Vec<String> {
+        let image = guest("hello");
+        let deploy = ["deploy", image.to_str().unwrap(), "--timeout", "120"];
+        succeeded("deploy", self.client(binary().to_str().unwrap(), &deploy));
+        let run = |name: &&str| {
+            let spec = format!(
+                r#"{{"spec": {{"nodeSelector": {{"kubernetes.io/hostname": "{name}"}}, "runtimeClassName": "ketch-wasm"}}}}"#
+            );
+            let image = "--image=ketch.local/default/hello:latest";
+            self.kubectl(&["run", name, image, "--port=8080", "--overrides", &spec]);
+            self.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+            self.kubectl(&["get", "pod", name, "-o", "jsonpath={.status.podIP}"])
+        };
+        nodes.iter().map(run).collect()
+    }
+
+    /// A machine reaches a pod.
+    fn reaches(&self, namespace: &str, pod: &str) {
+        let url = format!("http://{pod}:8080/");
+        until(&format!("{pod} from {namespace}"), || {
+            let mut curl = self.machines.run(namespace, "curl");
+            let output = curl.args(["-s", "--max-time", "2", &url]).output().unwrap();
+            if output.status.success() { Ok(()) } else { Err(output.status.to_string()) }
+        });
+    }
 }
 
 fn text(path: &Path) -> &str {
@@ -180,37 +210,35 @@ fn a_node_behind_a_wall_is_reached_through_what_it_opened() {
     });
 }
 
+/// Node `near` in the server's process, which others reach at this address.
+fn up(quic: &'static str) -> Vec<&'static str> {
+    let up = ["up", "--node-name", "near", "--api-addr", "0.0.0.0:6443", "--quic-addr", quic];
+    [&up[..], &["--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"]].concat()
+}
+
+#[test]
+fn a_server_that_moves_to_another_port_is_found_by_nodes_that_run() {
+    let Some(machines) = Machines::new(true) else { return };
+    let mut joined = Joined::start(machines, &up("0.0.0.0:6444"));
+    let near = joined.run_hello(&["near"]).remove(0);
+    let node = joined.machines.node.clone();
+    joined.reaches(&node, &near);
+    joined.daemons.remove(0);
+    let (server, data) = (joined.machines.server.clone(), joined.dir.path().join("server"));
+    joined.spawn(&server, "again.log", &[&up("0.0.0.0:7444")[..], &["--data-dir", text(&data)]].concat());
+    // Only the node can dial: the wall lets nothing in.
+    joined.reaches(&node, &near);
+}
+
 #[test]
 fn pods_of_two_machines_reach_each_other() {
     let Some(machines) = Machines::new(false) else { return };
-    let up = ["up", "--node-name", "near", "--api-addr", "0.0.0.0:6443", "--quic-addr", "0.0.0.0:6444"];
-    let joined = Joined::start(
-        machines,
-        &[&up[..], &["--http-addr", "127.0.0.1:0", "--https-addr", "127.0.0.1:0"]].concat(),
-    );
-    let client = |program: &str, arguments: &[&str]| joined.client(program, arguments);
-    let (kubectl, machines) = (|arguments: &[&str]| joined.kubectl(arguments), &joined.machines);
-    let image = guest("hello");
-    let deploy = ["deploy", image.to_str().unwrap(), "--timeout", "120"];
-    succeeded("deploy", client(binary().to_str().unwrap(), &deploy));
-    for name in ["near", "far"] {
-        let spec = format!(
-            r#"{{"spec": {{"nodeSelector": {{"kubernetes.io/hostname": "{name}"}}, "runtimeClassName": "ketch-wasm"}}}}"#
-        );
-        let image = "--image=ketch.local/default/hello:latest";
-        kubectl(&["run", name, image, "--port=8080", "--overrides", &spec]);
-        kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
-    }
-    let ip = |pod: &str| kubectl(&["get", "pod", pod, "-o", "jsonpath={.status.podIP}"]);
-    let (near, far) = (ip("near"), ip("far"));
+    let joined = Joined::start(machines, &up("0.0.0.0:6444"));
+    let [near, far] = joined.run_hello(&["near", "far"]).try_into().unwrap();
+    let machines = &joined.machines;
     // From the machine itself, and from pod to pod, both ways.
     for (namespace, target) in [(&machines.server, &far), (&machines.node, &near)] {
-        let url = format!("http://{target}:8080/");
-        until(&format!("{target} from {namespace}"), || {
-            let output =
-                machines.run(namespace, "curl").args(["-s", "--max-time", "2", &url]).output().unwrap();
-            if output.status.success() { Ok(()) } else { Err(output.status.to_string()) }
-        });
+        joined.reaches(namespace, target);
     }
     // The API, by the address that pods are told. Programs of a machine need a route to be asked for its rules.
     let authority = joined.dir.path().join("server/server/pki/ca.crt");

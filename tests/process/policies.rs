@@ -168,6 +168,9 @@ fn policies_hold_for_containers_and_components() {
     pods.policy("in", "{podSelector: {matchLabels: {role: server}}, ingress: []}");
     pods.reached("nobody", NONE);
     pods.containers.crash();
+    for port in [18162, 18163] {
+        refuses(&format!("127.0.0.1:{port}"));
+    }
     let tables = Command::new("nft").args(["list", "tables", "ip"]).output().unwrap();
     assert!(String::from_utf8_lossy(&tables.stdout).contains("ketch-pods-10.162."), "{tables:?}");
     pods.containers.restart();
@@ -180,6 +183,94 @@ fn policies_hold_for_containers_and_components() {
     assert!(!pods.box_reaches(&web));
     pods.ketch().kubectl_ok(&["delete", "networkpolicy", "--all"]);
     pods.reached("everything again", ALL);
+    answers("127.0.0.1:18162", "web\n");
+    answers("127.0.0.1:18163", HELLO);
+    pods.ketch().kubectl_ok(&["delete", "pod", "web", "hello", "--grace-period=1"]);
+    for port in [18162, 18163] {
+        refuses(&format!("127.0.0.1:{port}"));
+    }
+}
+
+const HELLO: &str = "Hello from WebAssembly!\n";
+
+fn answers(address: &str, expected: &str) {
+    until("the port of the node", || match get(address, "node", "/") {
+        Ok((200, found)) if found == expected => Ok(()),
+        other => Err(format!("{address}: {other:?}")),
+    });
+}
+
+fn refuses(address: &str) {
+    until("the port to be closed", || match std::net::TcpStream::connect(address) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
+        other => Err(format!("{address}: {other:?}")),
+    });
+}
+
+/// Ports at one address of the node, and one that a program has.
+fn one_address(ketch: &Ketch, node: &str) {
+    let program = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = program.local_addr().unwrap().port();
+    let port = |host: &str, port: u16| {
+        format!("ports: [{{containerPort: 8080, hostPort: {port}, hostIP: '{host}'}}]")
+    };
+    let component =
+        |ports: String| format!("{{name: c, image: 'ketch.local/default/hello:latest', {ports}}}");
+    let container = format!(
+        "{{name: c, image: 'ketch.local/default/busybox:latest', command: [nc, -ll, -p, '8080', -e, cat], {}}}",
+        port("127.0.0.1", 19164)
+    );
+    let pods = [
+        ("local", component(port("127.0.0.1", 19163))),
+        ("local-box", container),
+        ("other", component(port(node, 19165))),
+        ("late", component(port("", taken))),
+    ];
+    for (name, container) in &pods {
+        ketch.apply(&format!(
+            "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, spec: {{containers: [{container}]}}}}"
+        ));
+    }
+    let mut wait = vec!["wait", "--for=condition=Ready", "--timeout=90s"];
+    let names: Vec<String> = pods.iter().map(|(name, _)| format!("pod/{name}")).collect();
+    wait.extend(names.iter().map(String::as_str));
+    ketch.kubectl_ok(&wait);
+    answers("127.0.0.1:19163", HELLO);
+    until("the container at loopback", || match echoed("127.0.0.1:19164") {
+        Ok(text) if text == "hello\n" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    answers(&format!("{node}:19165"), HELLO);
+    refuses("127.0.0.1:19165");
+    for local in [19163, 19164] {
+        refuses(&format!("{node}:{local}"));
+    }
+    answers(&format!("{node}:{taken}"), HELLO);
+    let client = std::net::TcpStream::connect(("127.0.0.1", taken)).unwrap();
+    assert_eq!(program.accept().unwrap().1, client.local_addr().unwrap(), "the program keeps its port");
+    until("the event about it", || {
+        match ketch.kubectl_ok(&["get", "events", "-o", "jsonpath={.items[*].message}"]) {
+            text if text.contains(&format!("127.0.0.1:{taken}: a program of the node has the port")) => {
+                Ok(())
+            }
+            text => Err(text),
+        }
+    });
+    ketch.kubectl_ok(&["delete", "pod", "local", "local-box", "other", "late", "--grace-period=1"]);
+    for port in [19163, 19164] {
+        refuses(&format!("127.0.0.1:{port}"));
+    }
+}
+
+/// What comes back for a line.
+fn echoed(address: &str) -> std::io::Result<String> {
+    use std::io::{BufRead, BufReader, Write};
+    let mut stream = std::net::TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(10)))?;
+    stream.write_all(b"hello\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
 }
 
 /// `hostPort`, and two pods that want the same one.
@@ -187,12 +278,11 @@ fn host_ports(pods: &Pods) {
     let ketch = pods.ketch();
     let node =
         ketch.kubectl_ok(&["get", "node", "test-node", "-o", "jsonpath={.status.addresses[0].address}"]);
-    for (port, body) in [(18162, "web\n"), (18163, "Hello from WebAssembly!\n")] {
-        until("the port of the node", || match get(&format!("{node}:{port}"), "node", "/") {
-            Ok((200, found)) if found == body => Ok(()),
-            other => Err(format!("{other:?}")),
-        });
+    for host in [node.as_str(), "127.0.0.1"] {
+        answers(&format!("{host}:18162"), "web\n");
+        answers(&format!("{host}:18163"), HELLO);
     }
+    one_address(ketch, &node);
     let twin = |name: &str, more: &str| {
         let port = "ports: [{containerPort: 8080, hostPort: 18163}]";
         let spec = format!(

@@ -15,6 +15,7 @@ use ketch_api::{
 use ketch_node::{Cidr, IdentitySource, OverlayIdentity, PodRanges};
 use ketch_runtime_wasm::WasmRuntime;
 use ketch_server::{PushHook, Server, User};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -73,7 +74,7 @@ pub(crate) async fn start(
         services,
         overlay: overlay(server, options, range.cidr)?,
         forward: true,
-        relay: None,
+        relay: watch::Sender::new(None).subscribe(),
         range,
         address: machine::address_towards(machine::OUTSIDE),
         control_plane: vec![server.api_addr, endpoint, server.ui_addr, server.quic_addr],

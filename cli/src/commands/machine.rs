@@ -17,6 +17,7 @@ use ketch_node::{
 };
 use ketch_runtime_oci::{Choice, OciRuntime, Unavailable};
 use ketch_runtime_wasm::{ProcessCompiler, WasmRuntime};
+use tokio::sync::watch;
 
 use super::{
     cluster_dns::ClusterDns, pod_range::PodRange, process::own_addresses, service_proxy::LocalProxy,
@@ -55,7 +56,7 @@ pub(crate) struct Membership {
     /// Whether nodes that cannot reach each other may use this one.
     pub(crate) forward: bool,
     /// Where this node meets others that it cannot reach.
-    pub(crate) relay: Option<RelayHost>,
+    pub(crate) relay: watch::Receiver<Option<RelayHost>>,
     /// Where to answer DNS; `None`: where it suits.
     pub(crate) dns: Option<SocketAddr>,
 }

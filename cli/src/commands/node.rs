@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
 use anyhow::{Context, Result};
 use ketch_api::join::{Cluster, Token};
 use ketch_node::{
-    Cidr, IdentitySource, OverlayIdentity, RelayHost,
+    Cidr, IdentitySource, OverlayIdentity,
     membership::{self, Identity, JoinError, Member, ServerAddress},
 };
 use ketch_server::DataDir;
@@ -131,11 +131,7 @@ async fn start(
         registries: options.registries.clone(),
         overlay: Some((overlay_identity(&options.data_dir), options.quic_addr)),
         forward: false,
-        relay: cluster.relay.as_ref().map(|relay| RelayHost {
-            name: relay.name.clone(),
-            host: server.host().to_owned(),
-            port: relay.port,
-        }),
+        relay: member.relay(),
         dns: options.dns_addr,
     };
     Machine::start(membership, front).await

@@ -13,6 +13,7 @@ use ketch_api::{
 };
 use ketch_node::{IdentitySource, NodeOverlay, OverlayIdentity, OverlayOptions};
 use ketch_server::{Server, User};
+use tokio::sync::watch;
 
 use super::machine::Machine;
 use crate::options::Options;
@@ -59,7 +60,7 @@ pub(crate) async fn start(server: &Server, options: &Options) -> Result<Option<N
         bind,
         range: None,
         forward: true,
-        relay: None,
+        relay: watch::Sender::new(None).subscribe(),
     });
     let started = started.await;
     let started = started

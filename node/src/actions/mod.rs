@@ -119,7 +119,7 @@ pub(crate) async fn cleanup(context: Arc<Context>, pod: Arc<core::Pod>, only_was
     context.addresses.release(uid(&pod));
     if let Some(network) = &context.network {
         network.judge().forget(uid(&pod));
-        network.with_host_ports(|ports| ((), ports.release(uid(&pod))));
+        network.release_host_ports(uid(&pod)).await;
     }
     crate::volumes::remove(&context, uid(&pod)).await;
     if !keep {

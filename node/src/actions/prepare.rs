@@ -53,7 +53,10 @@ async fn try_prepare(
     made?;
     settled?;
     if let Some(network) = &context.network {
-        network.with_host_ports(|ports| ((), ports.lead(uid(pod), ip)));
+        for why in network.lead_host_ports(uid(pod), ip).await {
+            let text = format!("hostPort does not lead to the pod at {why}");
+            context.event(pod, None, Report::warning("HostPortUnavailable", text));
+        }
     }
     Ok(ip)
 }
@@ -70,7 +73,7 @@ fn host_ports(context: &Context, pod: &core::Pod) -> Result<(), Failure> {
         ),
     })?;
     if asks && !network.forwards() {
-        let text = "hostPort leads nowhere on this node: Ketch has to run as root, with the program nft, and a --pod-cidr outside of 127.0.0.0/8";
+        let text = "hostPort leads to the pod at loopback addresses of this node only: for the others Ketch has to run as root, with the program nft, and a --pod-cidr outside of 127.0.0.0/8";
         context.event(pod, None, Report::warning("HostPortUnavailable", text));
     }
     Ok(())

@@ -16,6 +16,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use ketch_api::join::Cluster;
 use ketch_client::secure::{self, Authority, Keyring};
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use error::JoinError;
@@ -26,6 +27,8 @@ pub use tunnel::TunnelState;
 
 use renew::Renewal;
 use tunnel::Tunnel;
+
+use crate::overlay::RelayHost;
 
 /// How long the first question to the server may take before what is on disk is used.
 const ASKING: Duration = Duration::from_secs(5);
@@ -38,6 +41,7 @@ pub struct Member {
     client: kube::Client,
     gateway: kube::Client,
     keyring: Arc<Keyring>,
+    relay: watch::Sender<Option<RelayHost>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -75,7 +79,18 @@ impl Member {
         };
         tasks.spawn(renewal.run(stop.clone()));
         let wide = secure::connect(server.uri(), tls(&gateway)?);
-        Ok(Self { tls: tls(&node)?, identity, server, client, gateway: wide, keyring: node, stop, tasks })
+        let relay = watch::Sender::new(RelayHost::of(&identity.cluster, server.host()));
+        Ok(Self {
+            tls: tls(&node)?,
+            identity,
+            server,
+            client,
+            gateway: wide,
+            keyring: node,
+            relay,
+            stop,
+            tasks,
+        })
     }
 
     /// A client with the node's rights.
@@ -109,7 +124,10 @@ impl Member {
     /// When the server does not accept this node any more.
     pub async fn cluster(&self) -> Result<Cluster, JoinError> {
         match tokio::time::timeout(ASKING, server::cluster(&self.client, &self.server)).await {
-            Ok(Ok(cluster)) => Ok(cluster),
+            Ok(Ok(cluster)) => {
+                self.relay.send_replace(RelayHost::of(&cluster, self.server.host()));
+                Ok(cluster)
+            }
             Ok(Err(error)) if error.is_refusal() => Err(error),
             Ok(Err(error)) => {
                 tracing::warn!(server = %self.server, %error, "the server is away; waiting for it");
@@ -122,16 +140,23 @@ impl Member {
         }
     }
 
+    /// Where nodes meet that cannot reach each other: what the server said last. It is asked each time the tunnel is
+    /// opened.
+    pub fn relay(&self) -> watch::Receiver<Option<RelayHost>> {
+        self.relay.subscribe()
+    }
+
     /// Opens the tunnel through which the server reaches `router`, and keeps it open.
-    pub fn open_tunnel(&self, router: Router) -> tokio::sync::watch::Receiver<TunnelState> {
+    pub fn open_tunnel(&self, router: Router) -> watch::Receiver<TunnelState> {
         let tunnel = Tunnel {
             client: self.client.clone(),
             server: self.server.clone(),
             port: self.identity.cluster.quic_port,
             tls: self.tls.clone(),
             router,
+            relay: self.relay.clone(),
         };
-        let (told, state) = tokio::sync::watch::channel(TunnelState::Closed);
+        let (told, state) = watch::channel(TunnelState::Closed);
         self.tasks.spawn(tunnel.run(told, self.stop.clone()));
         state
     }

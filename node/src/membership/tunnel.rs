@@ -9,7 +9,7 @@ use std::{
 use axum::{Router, body::Body};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use ketch_api::join::CONTROL_PROTOCOL;
+use ketch_api::join::{CONTROL_PROTOCOL, Cluster};
 use quinn::{
     ClientConfig, Connection, Endpoint, IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt,
     crypto::rustls::QuicClientConfig,
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 use super::server::{self, ServerAddress};
+use crate::overlay::RelayHost;
 
 /// A server that is gone is noticed after the second; the first keeps the way through a NAT open.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -54,6 +55,8 @@ pub(super) struct Tunnel {
     pub(super) port: u16,
     pub(super) tls: rustls::ClientConfig,
     pub(super) router: Router,
+    /// Where what the server says of its relay is written down.
+    pub(super) relay: watch::Sender<Option<RelayHost>>,
 }
 
 // === impl Tunnel ===
@@ -69,11 +72,14 @@ impl Tunnel {
                 connected = attempt => connected.unwrap_or_else(|_| Err("no answer".to_owned())),
             };
             match connected {
-                Ok((endpoint, connection)) => {
+                Ok((endpoint, connection, asked)) => {
                     let since = Instant::now();
                     told.send_replace(TunnelState::Open);
                     tracing::info!(server = %self.server, "the server can reach this node");
-                    self.serve(&connection, &stop).await;
+                    tokio::select! {
+                        () = self.serve(&connection, &stop) => {}
+                        () = self.ask_again(asked) => {}
+                    }
                     told.send_replace(TunnelState::Closed);
                     connection.close(VarInt::from_u32(0), b"the node is stopping");
                     endpoint.wait_idle().await;
@@ -93,13 +99,18 @@ impl Tunnel {
         }
     }
 
-    async fn connect(&mut self) -> Result<(Endpoint, Connection), String> {
-        // The port may have changed with a restart of the server.
-        match tokio::time::timeout(ASKING, server::cluster(&self.client, &self.server)).await {
-            Ok(Ok(cluster)) => self.port = cluster.quic_port,
+    /// The third: whether the server has said how the cluster is set up.
+    async fn connect(&mut self) -> Result<(Endpoint, Connection, bool), String> {
+        // The ports may have changed with a restart of the server.
+        let asked = match tokio::time::timeout(ASKING, server::cluster(&self.client, &self.server)).await {
+            Ok(Ok(cluster)) => {
+                self.port = cluster.quic_port;
+                self.note(&cluster);
+                true
+            }
             Ok(Err(error)) if error.is_refusal() => return Err(error.to_string()),
-            _ => {}
-        }
+            _ => false,
+        };
         let host = self.server.host().to_owned();
         let failed = |what: &dyn std::fmt::Display| format!("{host}:{} (UDP): {what}", self.port);
         let found = tokio::net::lookup_host((host.as_str(), self.port)).await;
@@ -111,7 +122,29 @@ impl Tunnel {
         let config = self.config().map_err(|error| failed(&error))?;
         let connecting = endpoint.connect_with(config, target, &host).map_err(|error| failed(&error))?;
         let connection = connecting.await.map_err(|error| failed(&error))?;
-        Ok((endpoint, connection))
+        Ok((endpoint, connection, asked))
+    }
+
+    /// Asks the server how the cluster is set up until it says so, unless it has; never ends.
+    async fn ask_again(&self, mut asked: bool) {
+        while !asked {
+            tokio::time::sleep(RETRY.1).await;
+            let answer = tokio::time::timeout(ASKING, server::cluster(&self.client, &self.server)).await;
+            if let Ok(Ok(cluster)) = answer {
+                self.note(&cluster);
+                asked = true;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn note(&self, cluster: &Cluster) {
+        let now = RelayHost::of(cluster, self.server.host());
+        self.relay.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
     }
 
     fn config(&self) -> Result<ClientConfig, String> {

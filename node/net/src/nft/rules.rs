@@ -11,7 +11,7 @@ use nftables::{expr::MetaKey, stmt::Statement};
 use super::model::{Collection, Key, Name, Rules, Shape};
 use super::syntax::{
     Stmt, any_of, goto, is, is_marked, is_new, is_not, jump, look_up, mark, masquerade, meta, port, ranges,
-    remember, rename, rewrite, source, source_kind, target, text, unmark,
+    remember, rename, rewrite, source, source_kind, target, target_kind, text, unmark,
 };
 use crate::{
     cidr::Cidr,
@@ -62,10 +62,17 @@ pub fn rules(table: &Table, ports: &[HostPort], facts: &Facts) -> Rules {
     for forward in table.forwards() {
         rules.add(forward, facts);
     }
-    for port in ports {
+    for port in ports.iter().filter(|port| port.host.is_none_or(|host| is_nodes(host, facts))) {
         rules.add_host_port(port);
     }
     rules
+}
+
+/// Whether an address may be the node's: those of other pods and of Services are theirs.
+fn is_nodes(address: Ipv4Addr, facts: &Facts) -> bool {
+    let among = |ranges: &[Cidr]| ranges.iter().any(|range| range.contains(address.into()));
+    let own = facts.local_pods.iter().any(|range| range.nth(1) == Some(address.into()));
+    own || !(among(&facts.pods) || among(&facts.services))
 }
 
 /// Sets and maps that every node has.
@@ -90,7 +97,8 @@ fn fixed(facts: &Facts) -> BTreeMap<String, Vec<Vec<Stmt>>> {
     let at_node = || is(target(), text(format!("@{NODE_IPS}")));
     let node_key = vec![transport, number];
     let on_host = [
-        vec![look_up(service_key.clone(), HOST_ADDRESSES)],
+        // Whatever pods say: only addresses of the node are theirs to use.
+        vec![is(target_kind(), text("local")), look_up(service_key.clone(), HOST_ADDRESSES)],
         vec![at_node(), look_up(node_key.clone(), HOST_PORTS)],
     ];
     // Who reaches a cluster address from outside has to get its answers through this node.

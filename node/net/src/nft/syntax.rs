@@ -101,6 +101,11 @@ pub(super) fn source_kind() -> Expr {
     by_route(FibResult::Type, [FibFlag::Saddr])
 }
 
+/// Whether the packet goes to an address of the node.
+pub(super) fn target_kind() -> Expr {
+    by_route(FibResult::Type, [FibFlag::Daddr])
+}
+
 /// What a look into the routes for something of the packet finds.
 pub(super) fn by_route<const N: usize>(result: FibResult, flags: [FibFlag; N]) -> Expr {
     Expression::Named(NamedExpression::Fib(Fib { result, flags: HashSet::from(flags) }))

@@ -8,9 +8,15 @@ use serde_json::{Value, json};
 use super::{
     batch::{change, replace},
     model::{Collection, Key, Rules},
-    rules::{CLUSTER_IPS, Facts, NOBODY, NOBODY_PORTS, NODE_IPS, NODE_PORTS, SERVICES, rules},
+    rules::{
+        CLUSTER_IPS, Facts, HOST_ADDRESSES, HOST_PORTS, NOBODY, NOBODY_PORTS, NODE_IPS, NODE_PORTS, SERVICES,
+        rules,
+    },
 };
-use crate::services::{Table, Transport::Tcp};
+use crate::{
+    forward::HostPort,
+    services::{Table, Transport::Tcp},
+};
 
 fn facts() -> Facts {
     Facts {
@@ -165,4 +171,27 @@ fn only_what_changed_is_written() {
     assert_eq!(verbs, expected);
     let all = serde_json::to_value(replace("ketch", &two)).unwrap();
     assert!(all["nftables"].as_array().unwrap().len() > 40);
+}
+
+#[test]
+fn ports_of_pods_are_at_addresses_of_the_node() {
+    let port = |host: Option<[u8; 4]>| HostPort {
+        transport: Tcp,
+        host: host.map(Ipv4Addr::from),
+        port: 80,
+        target: ([10, 42, 0, 2].into(), 8080),
+    };
+    let table = Table::build([], []);
+    let leads = |host| {
+        let found = rules(&table, &[port(host)], &facts());
+        let key = host.map_or(Key::Port(Tcp, 80), at);
+        verdict(&found, if host.is_some() { HOST_ADDRESSES } else { HOST_PORTS }, key).is_some()
+    };
+    for host in [None, Some(NODE), Some([192, 0, 2, 77]), Some([10, 42, 0, 1])] {
+        assert!(leads(host), "{host:?}");
+    }
+    // A pod of this node, the first address of another one, a Service.
+    for host in [[10, 42, 0, 3], [10, 42, 32, 1], IP] {
+        assert!(!leads(Some(host)), "{host:?}");
+    }
 }

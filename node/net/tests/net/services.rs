@@ -197,8 +197,33 @@ async fn ports_of_the_node_lead_to_pods() {
     }
     assert!(lab.ask("node", &format!("TCP:{NODE}:8081")).is_ok_and(|answer| answer.starts_with("pod1 ")));
     assert!(lab.ask("client", &format!("TCP:{NODE}:8083")).is_err(), "that one is at another address");
+    assert_eq!(lab.ask("pod1", "TCP:10.42.0.1:8083"), Ok("pod2 10.42.0.2".to_owned()));
     nft.apply(rules(&table(&cluster()), &ports[1..], &facts())).await.unwrap();
     assert!(lab.ask("client", &format!("TCP:{NODE}:8081")).is_err());
+}
+
+#[tokio::test]
+async fn ports_at_addresses_that_are_not_the_nodes_lead_nowhere() {
+    let Some((mut lab, mut nft)) = lab().await else { return };
+    lab.serve("client", "TCP-LISTEN:9000,fork,reuseaddr", "world");
+    let port = |host: &str, port: u16| HostPort {
+        transport: ketch_net::Transport::Tcp,
+        host: Some(host.parse().unwrap()),
+        port,
+        target: ([10, 42, 0, 2].into(), 8080),
+    };
+    let ports = [port(CLIENT, 9000), port(WASM, 8080), port("10.42.0.3", 8080)];
+    nft.apply(rules(&table(&cluster()), &ports, &facts())).await.unwrap();
+    for from in ["node", "pod2"] {
+        for (target, answer) in [(format!("{CLIENT}:9000"), "world "), (format!("{WASM}:8080"), "wasm ")] {
+            let found = lab.ask(from, &format!("TCP:{target}"));
+            assert!(
+                found.as_ref().is_ok_and(|found| found.starts_with(answer)),
+                "{from} {target}: {found:?}"
+            );
+        }
+    }
+    assert_eq!(lab.ask("pod1", "TCP:10.42.0.3:8080"), Ok("pod2 10.42.0.2".to_owned()));
 }
 
 #[tokio::test]
