@@ -13,7 +13,9 @@ use super::{
     pod_spec::{self, invalid_all, not_negative},
 };
 use crate::{
-    function::{Function, FunctionRevision, FunctionSpec, FunctionTemplate, Instances, Permissions, Trigger},
+    function::{
+        Function, FunctionRevision, FunctionSpec, FunctionTemplate, Instances, Permissions, Scaling, Trigger,
+    },
     strategy::{Column, Context, Descriptor, FieldError, Meta, Strategy},
     validation::{self, IMMUTABLE},
 };
@@ -56,6 +58,10 @@ impl Strategy for Functions {
         errors.extend(traffic(spec));
         errors.extend(not_negative("spec.revisionHistoryLimit", spec.revision_history_limit));
         errors
+    }
+
+    fn warnings(&self, function: &Function) -> Vec<String> {
+        function.spec.scaling.iter().flat_map(without_effect).collect()
     }
 
     fn columns(&self) -> &'static [Column] {
@@ -218,6 +224,24 @@ fn instances(instances: &Instances, path: &str) -> Vec<FieldError> {
     errors
 }
 
+/// What is asked for and not done yet.
+fn without_effect(scaling: &Scaling) -> Vec<String> {
+    let given = [
+        ("max", scaling.max.is_some()),
+        ("target", scaling.target.is_some()),
+        ("idleSeconds", scaling.idle_seconds.is_some()),
+    ];
+    let fields = given.into_iter().filter(|(_, given)| *given);
+    let without = |(field, _)| {
+        format!("spec.scaling.{field}: functions are not scaled by their load yet; spec.scaling.min pods run")
+    };
+    let mut warnings: Vec<String> = fields.map(without).collect();
+    if scaling.min == Some(0) {
+        warnings.push("spec.scaling.min: functions are not scaled to zero yet; one pod runs".to_owned());
+    }
+    warnings
+}
+
 fn scaling(spec: &FunctionSpec) -> Vec<FieldError> {
     let Some(scaling) = &spec.scaling else { return Vec::new() };
     let mut errors = between("spec.scaling.min", scaling.min, 0, 1000);
@@ -320,6 +344,22 @@ mod tests {
 
     use super::*;
     use crate::kinds::tests::{create, row, update};
+
+    #[test]
+    fn what_is_not_done_yet_is_warned_about() {
+        let warnings = |scaling: Value| {
+            let spec = json!({"image": "i", "scaling": scaling});
+            let function: Function = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
+            let said = Functions.warnings(&function);
+            said.iter().map(|text| text.split_once(':').unwrap().0.to_owned()).collect::<Vec<_>>()
+        };
+        assert!(warnings(json!({"min": 3})).is_empty());
+        assert_eq!(warnings(json!({"min": 0, "max": 9})), ["spec.scaling.max", "spec.scaling.min"]);
+        assert_eq!(
+            warnings(json!({"target": 5, "idleSeconds": 60})),
+            ["spec.scaling.target", "spec.scaling.idleSeconds"]
+        );
+    }
 
     fn faults(spec: Value) -> Vec<String> {
         match create("Function", json!({"metadata": {"name": "f"}, "spec": spec})) {

@@ -84,7 +84,8 @@ pub(super) async fn grpc_probes_call(pod: Pod) {
         json!({"startupProbe": probe("", 60), "livenessProbe": probe("", 3), "readinessProbe": probe("", 1)});
     pod.create(json!({"containers": [with(server.clone(), probes)]})).await;
     let restarted = pod.named("unknown");
-    let probes = json!({"startupProbe": probe("", 60), "livenessProbe": probe("nobody", 1), "readinessProbe": probe("nobody", 1)});
+    let probes = json!({"startupProbe": probe("", 60), "livenessProbe": probe("nobody", 3), "readinessProbe": probe("nobody", 1)});
+    // It lives long enough to be seen: liveness has to fail three times.
     restarted.create(json!({"restartPolicy": "Always", "containers": [with(server, probes)]})).await;
     pod.becomes(&["web.started=true", "web.ready=true", "web.restartCount=0", "Ready=True"]).await;
     restarted.passes(&["web.started=true", "web.ready=false", "Ready=False ContainersNotReady"]).await;
