@@ -97,8 +97,8 @@ impl DataDir {
 fn is_locked(locks: &str, process: u32, inode: u64) -> bool {
     let (process, inode) = (process.to_string(), inode.to_string());
     locks.lines().any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields.next() == Some("FLOCK")
+        let mut fields = line.split_whitespace();
+        fields.nth(1) == Some("FLOCK")
             && fields.nth(2) == Some(process.as_str())
             && fields.next().and_then(|file| file.rsplit(':').next()) == Some(inode.as_str())
     })

@@ -169,15 +169,21 @@ impl<F: Future> Task<F> {
     }
 }
 
-/// One turn in the background, then another or back.
-fn take_turn<F>(background: &Background, mut task: Pin<Box<F>>, woken: Arc<Woken>, back: Back<F>)
-where
+/// One turn in the background, then another or back. `computed`: in the turns before.
+fn take_turn<F>(
+    background: &Background,
+    mut task: Pin<Box<F>>,
+    woken: Arc<Woken>,
+    back: Back<F>,
+    computed: bool,
+) where
     F: Future<Output: Send> + Send + 'static,
 {
     woken.away.store(true, SeqCst);
     let next = background.clone();
     background.spawn(move || {
         let before = priority::used();
+        let has_computed = || priority::used().saturating_sub(before) >= SLICE;
         for _ in 0..SLICES {
             if back.is_closed() {
                 // Nobody waits for the task any more: it ends here.
@@ -190,12 +196,12 @@ where
                 Err(panic) => Err(panic),
             };
             woken.away.store(false, SeqCst);
+            let computed = computed || has_computed();
             // Fails when nobody waits any more.
-            let computed = priority::used().saturating_sub(before) >= SLICE;
             _ = back.send(Turned { task, result, computed });
             return;
         }
-        take_turn(&next, task, woken, back);
+        take_turn(&next, task, woken, back, computed || has_computed());
     });
 }
 
@@ -205,7 +211,7 @@ type Back<F> = oneshot::Sender<Turned<F>>;
 struct Turned<F: Future> {
     task: Pin<Box<F>>,
     result: Result<Poll<F::Output>, Box<dyn Any + Send>>,
-    /// Whether that turn was used for a tick or more.
+    /// Whether one of its turns was used for a tick or more.
     computed: bool,
 }
 
@@ -232,7 +238,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Task<F> {
                         },
                     };
                     let (back, turned) = oneshot::channel();
-                    take_turn(&self.background, task, woken, back);
+                    take_turn(&self.background, task, woken, back, false);
                     self.place = Place::Away(turned);
                 }
                 Place::Away(mut turned) => {
@@ -386,6 +392,8 @@ mod tests {
         assert_eq!([5; 5].map(begins), [true, true, true, false, false]);
         // A call that does not compute now and then changes nothing.
         assert_eq!([0, 5, 0, 5].map(begins), [false; 4]);
+        // What was done before the last turn counts, too.
+        assert_eq!([SLICES as usize; 12].map(begins), [false; 12]);
         let later = [0; 20].map(begins);
         assert!(!later[0] && later[19], "{later:?}");
     }
