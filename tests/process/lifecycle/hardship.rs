@@ -69,7 +69,13 @@ pub(super) fn a_daemon_that_is_killed(containers: &mut Containers) {
             has(ketch, &format!("done-{kind}"), &["phase=Succeeded", "main=terminated Completed 0"])
         });
         // The count goes on where it was.
-        until("count", || has(ketch, &format!("crashes-{kind}"), &["main.restartCount=2"]));
+        let pod = format!("crashes-{kind}");
+        let path = "jsonpath={.status.containerStatuses[0].restartCount}";
+        until("count", || match ketch.kubectl_ok(&["get", "pod", &pod, "-o", path]).parse::<u32>() {
+            Ok(2..) => Ok(()),
+            Ok(1) => Err("1".to_owned()),
+            other => panic!("{pod}: the count went back: {other:?}"),
+        });
     }
     // A program that was under way is over with the process that ran it; a container is not.
     until("job", || has(ketch, "job-wasm", &["phase=Failed", "main=terminated ContainerStatusUnknown 137"]));
