@@ -7,7 +7,7 @@ use std::{
 
 use ketch_net::Cidr;
 
-use crate::identity::Identity;
+use crate::{identity::Identity, lane};
 
 /// UDP payload of a full Ethernet frame over IPv4.
 pub const ETHERNET_PAYLOAD: u16 = 1472;
@@ -28,6 +28,9 @@ pub struct OverlayConfig {
     pub max_udp_payload: u16,
     /// Whether peers may reach each other through this node ([`Peer::relay`]).
     pub forward: bool,
+    /// Threads and connections to each peer side by side, 1 to 4. Two nodes use as many as both have; relayed
+    /// packets all take one.
+    pub lanes: usize,
 }
 
 /// The network device of an overlay.
@@ -76,7 +79,18 @@ pub struct PeerStatus {
     pub rtt: Duration,
     /// Largest inner packet that fits one datagram, in bytes; zero when it is not reached.
     pub mtu: usize,
-    /// Inner packets.
+    /// Inner packets on all lanes.
+    pub counters: Counters,
+    /// This node's lanes; empty while the state is not known yet.
+    pub lanes: Vec<LaneStatus>,
+}
+
+/// State of one lane to a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneStatus {
+    /// Whether it has a connection to the peer. Without one its packets take the first lane.
+    pub up: bool,
+    /// Inner packets that it carried itself.
     pub counters: Counters,
 }
 
@@ -102,10 +116,19 @@ pub struct Counters {
 // === impl OverlayConfig ===
 
 impl OverlayConfig {
-    /// An overlay with a device called `device`, for the pods in `local_ranges`.
+    /// An overlay with a device called `device`, for the pods in `local_ranges`. It has a lane per core, as far as
+    /// there are that many.
     pub fn new(identity: Identity, bind: SocketAddr, device: DeviceConfig, local_ranges: Vec<Cidr>) -> Self {
-        let device = Some(device);
-        Self { identity, local_ranges, bind, device, max_udp_payload: ETHERNET_PAYLOAD, forward: false }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            identity,
+            local_ranges,
+            bind,
+            device: Some(device),
+            max_udp_payload: ETHERNET_PAYLOAD,
+            forward: false,
+            lanes: cores.min(lane::MOST),
+        }
     }
 
     /// A relay without pods and without a device: needs no rights.
@@ -117,6 +140,21 @@ impl OverlayConfig {
             device: None,
             max_udp_payload: ETHERNET_PAYLOAD,
             forward: true,
+            lanes: 1,
         }
+    }
+}
+
+// === impl Counters ===
+
+impl std::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.sent += other.sent;
+        self.received += other.received;
+        self.streamed += other.streamed;
+        self.spoofed += other.spoofed;
+        self.foreign += other.foreign;
+        self.too_big += other.too_big;
+        self.unsent += other.unsent;
     }
 }

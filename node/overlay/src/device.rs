@@ -25,37 +25,54 @@ const QUEUE: u32 = 10_000;
 pub(crate) struct Device {
     tun: SyncDevice,
     train: Vec<u8>,
+    /// Made at the first read: a queue that nothing takes costs next to nothing.
     cuts: Vec<Vec<u8>>,
     sizes: Vec<usize>,
     slab: BytesMut,
     joined: GROTable,
     out: Vec<Vec<u8>>,
+    mtu: u16,
 }
 
 impl Device {
-    /// Creates the device `name` for packets up to `mtu` bytes. It is gone when this is dropped.
-    pub(crate) fn create(name: &str, mtu: u16) -> io::Result<Self> {
+    /// Creates the device `name` for packets up to `mtu` bytes, with a queue for each of `lanes`. It is gone when all
+    /// queues are dropped.
+    ///
+    /// # Errors
+    /// When there is a device of this name, or rights are missing.
+    pub(crate) fn create(name: &str, mtu: u16, lanes: usize) -> io::Result<Vec<Self>> {
+        // With several queues the kernel would add ours to a device of the same name.
+        if nix::net::if_::if_nametoindex(name).is_ok() {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
         let tun = DeviceBuilder::new()
             .name(name)
             .mtu(mtu)
             .with(|builder| {
-                builder.offload(true).tx_queue_len(QUEUE);
+                builder.offload(true).tx_queue_len(QUEUE).multi_queue(lanes > 1);
             })
             .build_sync()?;
+        let more: Vec<SyncDevice> = (1..lanes).map(|_| tun.try_clone()).collect::<io::Result<_>>()?;
+        more.into_iter().chain([tun]).map(|queue| Self::new(queue, mtu)).collect()
+    }
+
+    fn new(tun: SyncDevice, mtu: u16) -> io::Result<Self> {
         tun.set_nonblocking(true)?;
         Ok(Self {
             tun,
             train: vec![0; TRAIN],
-            cuts: vec![vec![0; usize::from(mtu) + 64]; CUTS],
+            cuts: Vec::new(),
             sizes: vec![0; CUTS],
             slab: BytesMut::new(),
             joined: GROTable::default(),
             out: Vec::new(),
+            mtu,
         })
     }
 
     /// Reads what the kernel has next and hands each packet to `each`; `false` when there is nothing.
     pub(crate) fn read(&mut self, mut each: impl FnMut(Bytes)) -> bool {
+        self.cuts.resize_with(CUTS, || vec![0; usize::from(self.mtu) + 64]);
         let count = match self.tun.recv_multiple(&mut self.train, &mut self.cuts, &mut self.sizes, 0) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,

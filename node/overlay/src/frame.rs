@@ -1,5 +1,5 @@
 //! What a datagram (or a stream) between two nodes holds: an inner IP packet as it is, a QUIC packet on its way
-//! through a relay, or a relay's word on where it sees a node. IP packets begin with 4 or 6 in the upper half of
+//! through a relay, a relay's word on where it sees a node, or how many lanes a node has. IP packets begin with 4 or 6 in the upper half of
 //! the first byte, so they need no header. Pure; the bytes are a peer's.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -14,6 +14,8 @@ const FORWARD: u8 = 1;
 const FORWARDED: u8 = 2;
 /// From the relay: it sees the node of this id at this address.
 const SEEN: u8 = 3;
+/// The sender has so many lanes; who says nothing has one.
+const LANES: u8 = 4;
 
 /// Bytes before a relayed packet.
 pub(crate) const HEADER: usize = 9;
@@ -29,6 +31,8 @@ pub(crate) enum Frame {
     Forwarded(Id, Bytes),
     /// Where the relay sees another node.
     Seen(Id, SocketAddr),
+    /// How many lanes the peer has.
+    Lanes(u64),
 }
 
 /// Reads a message; `None` when it is none of these.
@@ -48,6 +52,7 @@ pub(crate) fn read(mut message: Bytes) -> Option<Frame> {
             let port = packet.try_get_u16().ok()?;
             Some(Frame::Seen(id, SocketAddr::new(IpAddr::V6(ip).to_canonical(), port)))
         }
+        LANES => Some(Frame::Lanes(id)),
         _ => None,
     }
 }
@@ -74,6 +79,11 @@ pub(crate) fn seen(id: Id, address: SocketAddr) -> Bytes {
     relayed(SEEN, id, &place)
 }
 
+/// The message by which a node says how many lanes it has.
+pub(crate) fn lanes(count: u64) -> Bytes {
+    relayed(LANES, count, &[])
+}
+
 fn relayed(tag: u8, id: Id, packet: &[u8]) -> Bytes {
     let mut message = BytesMut::with_capacity(HEADER + packet.len());
     message.put_u8(tag);
@@ -95,6 +105,7 @@ mod tests {
         for address in ["192.0.2.1:6444", "[2001:db8::1]:1"].map(|address| address.parse().unwrap()) {
             assert_eq!(read(seen(7, address)), Some(Frame::Seen(7, address)));
         }
+        assert_eq!(read(lanes(4)), Some(Frame::Lanes(4)));
         assert_eq!(read(seen(7, "192.0.2.1:1".parse().unwrap()).slice(..20)), None);
         let packet = Bytes::from_static(&[0x45, 0, 0, 20]);
         assert_eq!(read(packet.clone()), Some(Frame::Packet(packet)));

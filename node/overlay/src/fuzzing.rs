@@ -14,6 +14,7 @@ pub fn message(bytes: &[u8]) {
         }
         frame::Frame::Forward(id, packet) => frame::forward(*id, packet),
         frame::Frame::Forwarded(id, packet) => frame::forwarded(*id, packet),
+        frame::Frame::Lanes(count) => frame::lanes(*count),
         frame::Frame::Seen(id, address) => frame::seen(*id, *address),
     };
     assert_eq!(frame::read(again), Some(read), "a message means the same when it is passed on");

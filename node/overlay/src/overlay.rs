@@ -1,10 +1,6 @@
 //! The handle of a running overlay, and the task that keeps its routes.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, mpsc},
-};
+use std::{collections::HashMap, net::SocketAddr};
 
 use ketch_net::Cidr;
 use tokio::{
@@ -16,10 +12,12 @@ use tokio::{
 };
 
 use crate::{
+    board::Board,
     config::{OverlayConfig, Peer, PeerStatus},
-    datapath::{Board, Command, Datapath, Notice, Parts, Wake},
+    datapath::{Command, Control, Datapath, End, Notice, Parts, ends},
     device::Device,
     identity::{Identity, IdentityError},
+    lane,
     ranges::{Id, plan},
     routes::{RouteError, Routes},
     socket::Socket,
@@ -73,18 +71,15 @@ pub enum OverlayError {
 pub struct Overlay {
     address: SocketAddr,
     payload: u16,
-    control: Control,
+    lanes: Lanes,
     board: Board,
-    ended: Option<oneshot::Receiver<()>>,
+    ended: Vec<oneshot::Receiver<()>>,
     tasks: JoinSet<()>,
 }
 
-/// The way to the datapath.
+/// The ways to the threads of all lanes.
 #[derive(Clone)]
-struct Control {
-    commands: mpsc::Sender<Command>,
-    wake: Wake,
-}
+struct Lanes(Vec<Control>);
 
 // === impl Overlay ===
 
@@ -102,37 +97,42 @@ impl Overlay {
         let payload = config.max_udp_payload.max(1200);
         let tls = config.identity.tls()?;
         let bind = |cause| OverlayError::Bind { address: config.bind, cause };
-        let socket = Socket::open(config.bind).map_err(bind)?;
-        let address = socket.local_addr().map_err(bind)?;
+        let sockets = sockets(config.bind, config.lanes).map_err(bind)?;
+        let address = sockets.first().and_then(|of_first| of_first.first());
+        let address = address.map_or(Ok(config.bind), Socket::local_addr).map_err(bind)?;
         let mtu = payload - OVERHEAD;
-        let device = config.device.as_ref().map(|device| {
-            Device::create(&device.name, mtu)
+        let devices = config.device.as_ref().map(|device| {
+            Device::create(&device.name, mtu, sockets.len())
                 .map_err(|cause| OverlayError::Device { name: device.name.clone(), cause })
         });
-        let device = device.transpose()?;
-        let wake = Wake::new().map_err(|cause| OverlayError::System { what: "event descriptors", cause })?;
-        let (commands, inbox) = mpsc::channel();
+        let mut devices = devices.transpose()?.unwrap_or_default().into_iter();
+        let ends =
+            ends(sockets.len()).map_err(|cause| OverlayError::System { what: "event descriptors", cause })?;
         let (notices, told) = unbounded_channel();
-        let board: Board = Arc::new(Mutex::new(Vec::new()));
+        let board = Board::new(sockets.len());
         let mut tasks = JoinSet::new();
         let routes = routes(&config, &mut tasks).await?;
-        let datapath = Parts {
-            name: tls.name.clone(),
-            sides: transport::sides(&tls, payload),
-            socket,
-            device,
-            local: config.local_ranges.clone(),
-            payload,
-            forward: config.forward,
-            wake: wake.clone(),
-            commands: inbox,
-            notices,
-            board: Arc::clone(&board),
+        let lanes = Lanes(ends.iter().map(|end| end.control.clone()).collect());
+        let sides = transport::sides(&tls, payload);
+        let spawn = |(end, sockets): (End, Vec<Socket>)| {
+            spawn(Parts {
+                name: tls.name.clone(),
+                end,
+                sides: sides.clone(),
+                sockets,
+                device: devices.next(),
+                local: config.local_ranges.clone(),
+                payload,
+                forward: config.forward,
+                notices: notices.clone(),
+                board: board.clone(),
+            })
         };
-        let ended = Some(spawn(datapath)?);
-        let control = Control { commands, wake };
+        let ended = ends.into_iter().zip(sockets).map(spawn).collect::<Result<_, _>>();
+        // Those that have started are not to stay.
+        let ended = ended.inspect_err(|_| lanes.tell(&Command::Shutdown))?;
         let keeper = Keeper {
-            control: control.clone(),
+            lanes: lanes.clone(),
             routes,
             local: config.local_ranges,
             own: tls.name,
@@ -140,7 +140,7 @@ impl Overlay {
             sizes: HashMap::new(),
         };
         tasks.spawn(keeper.run(peers, told));
-        Ok(Self { address, payload, control, board, ended, tasks })
+        Ok(Self { address, payload, lanes, board, ended, tasks })
     }
 
     /// Where peers reach this overlay; with the port that was picked.
@@ -150,7 +150,7 @@ impl Overlay {
 
     /// State of every peer, at most a second old.
     pub fn status(&self) -> Vec<PeerStatus> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.board.read()
     }
 
     /// Uses another certificate from now on; connections that are up stay.
@@ -159,15 +159,15 @@ impl Overlay {
     /// When it is unusable; the old one stays then.
     pub fn set_identity(&self, identity: &Identity) -> Result<(), IdentityError> {
         let sides = transport::sides(&identity.tls()?, self.payload);
-        self.control.tell(Command::Identity(Box::new(sides)));
+        self.lanes.tell(&Command::Identity(Box::new(sides)));
         Ok(())
     }
 
     /// Tells peers and removes device and routes. Returns when they are gone.
     pub async fn shutdown(mut self) {
         self.tasks.shutdown().await;
-        self.control.tell(Command::Shutdown);
-        if let Some(ended) = self.ended.take() {
+        self.lanes.tell(&Command::Shutdown);
+        for ended in self.ended.drain(..) {
             // An error means that the thread is gone already.
             let _ = ended.await;
         }
@@ -176,7 +176,7 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        self.control.tell(Command::Shutdown);
+        self.lanes.tell(&Command::Shutdown);
     }
 }
 
@@ -184,6 +184,17 @@ impl std::fmt::Debug for Overlay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Overlay").field("address", &self.address).finish_non_exhaustive()
     }
+}
+
+/// What each lane sends and receives with: a socket at the common address, and all but the first one another to dial
+/// with.
+fn sockets(bind: SocketAddr, lanes: usize) -> std::io::Result<Vec<Vec<Socket>>> {
+    let shared = Socket::group(bind, lanes.clamp(1, lane::MOST))?;
+    let with_own = |(lane, socket)| match lane {
+        0 => Ok(vec![socket]),
+        _ => Ok(vec![socket, Socket::open(SocketAddr::new(bind.ip(), 0))?]),
+    };
+    shared.into_iter().enumerate().map(with_own).collect()
 }
 
 fn spawn(parts: Parts) -> Result<oneshot::Receiver<()>, OverlayError> {
@@ -206,19 +217,20 @@ async fn routes(config: &OverlayConfig, tasks: &mut JoinSet<()>) -> Result<Optio
     Ok(Some(Routes::open(handle, &device.name, device.address).await?))
 }
 
-// === impl Control ===
+// === impl Lanes ===
 
-impl Control {
-    fn tell(&self, command: Command) {
-        // Nobody there: the overlay has ended.
-        let _ = self.commands.send(command);
-        self.wake.wake();
+impl Lanes {
+    /// Tells all; the first one last, because the others are to know of a peer before it says where they find it.
+    fn tell(&self, command: &Command) {
+        for control in self.0.iter().rev() {
+            control.tell(command.clone());
+        }
     }
 }
 
 /// Keeps routes and the datapath's list of peers as they are wanted.
 struct Keeper {
-    control: Control,
+    lanes: Lanes,
     routes: Option<Routes>,
     local: Vec<Cidr>,
     own: String,
@@ -232,7 +244,7 @@ struct Keeper {
 impl Keeper {
     async fn run(mut self, mut peers: watch::Receiver<Vec<Peer>>, mut told: UnboundedReceiver<Notice>) {
         let mut list = peers.borrow_and_update().clone();
-        self.control.tell(Command::Peers(list.clone()));
+        self.lanes.tell(&Command::Peers(list.clone()));
         loop {
             self.apply(&list).await;
             tokio::select! {
@@ -242,7 +254,7 @@ impl Keeper {
                         return self.follow(&list, told).await;
                     }
                     list = peers.borrow_and_update().clone();
-                    self.control.tell(Command::Peers(list.clone()));
+                    self.lanes.tell(&Command::Peers(list.clone()));
                 }
                 notice = told.recv() => match notice {
                     Some(notice) => self.note(notice),

@@ -7,9 +7,14 @@ use std::{
 };
 
 use bytes::BytesMut;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::{
+    libc::sock_fprog,
+    sys::socket::{setsockopt, sockopt},
+};
 use quinn_proto::{EcnCodepoint, Transmit};
 use quinn_udp::{RecvMeta, UdpSocketState};
+
+use crate::lane;
 
 /// Kernel buffers in each direction: 208 KiB, the usual default, loses a third of the throughput at 4
 /// Gbit/s (WireGuard/wireguard-go, commit f26efb6).
@@ -41,12 +46,44 @@ pub(crate) struct Origin {
 // === impl Socket ===
 
 impl Socket {
+    /// Sockets for as many lanes at `address`; each gets the packets of its lane. Fewer than asked for, but one, where
+    /// the system cannot tell them apart.
+    ///
+    /// # Errors
+    /// When the address cannot be used. Another program's sockets are not joined.
+    pub(crate) fn group(address: SocketAddr, lanes: usize) -> io::Result<Vec<Self>> {
+        // Alone at first: sockets that share a port would share it with those of another Ketch, too.
+        let alone = Self::open(address)?;
+        if lanes < 2 {
+            return Ok(vec![alone]);
+        }
+        let address = alone.local_addr()?;
+        drop(alone);
+        let group: Vec<Self> = (0..lanes).map(|_| Self::bind(address, true)).collect::<io::Result<_>>()?;
+        let mut filter = lane::steering();
+        let program = sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        match group.first().map(|first| setsockopt(&first.socket, sockopt::AttachReusePortCbpf, &program)) {
+            Some(Ok(())) => Ok(group),
+            failed => {
+                tracing::info!(?failed, "no filter for the overlay's port: all its packets take one lane");
+                drop(group);
+                Ok(vec![Self::open(address)?])
+            }
+        }
+    }
+
+    /// A socket that has `address` to itself.
     pub(crate) fn open(address: SocketAddr) -> io::Result<Self> {
+        Self::bind(address, false)
+    }
+
+    fn bind(address: SocketAddr, shared: bool) -> io::Result<Self> {
         let domain = if address.is_ipv6() { socket2::Domain::IPV6 } else { socket2::Domain::IPV4 };
         let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
+        socket.set_reuse_port(shared)?;
         socket.bind(&address.into())?;
         // Past the system's limit as root, else as far as it goes.
         if setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).is_err() {
@@ -57,7 +94,8 @@ impl Socket {
         }
         let socket = UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
-        let buffers = vec![vec![0; MESSAGE]; MESSAGES];
+        // Each by itself: copies of the first one would be memory in use, zeroed pages are none.
+        let buffers = std::iter::repeat_with(|| vec![0; MESSAGE]).take(MESSAGES).collect();
         Ok(Self { socket, state, ipv6: address.is_ipv6(), blocked: None, buffers })
     }
 

@@ -10,7 +10,11 @@ use quinn_proto::{
     TransportConfig, VarInt,
 };
 
-use crate::{congestion::OpenFactory, identity::Tls};
+use crate::{
+    congestion::OpenFactory,
+    identity::Tls,
+    lane::{Lane, LaneIds},
+};
 
 /// A silent peer is asked this often.
 const KEEP_ALIVE: Duration = Duration::from_millis(700);
@@ -66,8 +70,9 @@ pub(crate) fn transport(payload: u16) -> Arc<TransportConfig> {
 }
 
 /// The endpoint's own settings. The key of stateless resets is drawn at each start.
-pub(crate) fn endpoint(payload: u16) -> EndpointConfig {
+pub(crate) fn endpoint(lane: Lane, payload: u16) -> EndpointConfig {
     let mut config = EndpointConfig::default();
+    config.cid_generator(move || Box::new(LaneIds::new(lane)));
     // Only values below 1,200 are refused.
     if let Err(error) = config.max_udp_payload_size(payload.max(1200)) {
         tracing::debug!(%error, "default UDP payload size");
@@ -76,6 +81,7 @@ pub(crate) fn endpoint(payload: u16) -> EndpointConfig {
 }
 
 /// Settings for connections that peers open and for those that this node opens.
+#[derive(Clone)]
 pub(crate) struct Sides {
     pub(crate) server: ServerConfig,
     pub(crate) client: ClientConfig,

@@ -7,6 +7,7 @@ use quinn_proto::ConnectionHandle;
 use super::{BUSY, Datapath, Notice, QUIET, life::Life, link::Link, peers::Up, send::SEARCH};
 use crate::{
     config::{Peer, PeerStatus, Reach},
+    lane::Lane,
     ranges::{Id, id, intersect},
     socket::virtual_address,
 };
@@ -19,7 +20,8 @@ const ATTEMPTS: usize = 3;
 
 impl Datapath {
     /// Takes over a new list of peers.
-    pub(super) fn set_peers(&mut self, list: Vec<Peer>, now: Instant) {
+    pub(super) fn set_peers(&mut self, mut list: Vec<Peer>, now: Instant) {
+        self.keep_ways(&mut list);
         let gone = self.peers.replace(list, &self.name, &self.local, now);
         let of_gone = |link: &Link| link.peer.is_some_and(|peer| gone.contains(&peer));
         let ends: Vec<ConnectionHandle> =
@@ -70,6 +72,7 @@ impl Datapath {
         if let Some(node) = self.peers.get_mut(peer) {
             node.dial.reached();
         }
+        self.tell_lanes(handle);
         self.tick = now;
     }
 
@@ -102,6 +105,7 @@ impl Datapath {
         let first = self.peers.get(peer).is_some_and(|node| self.name < node.peer.name);
         if let Some(node) = self.peers.get_mut(peer).filter(|node| node.active.is_none()) {
             node.dial.lost(first, now);
+            node.lanes = 1;
         }
         self.tick = now;
     }
@@ -116,11 +120,12 @@ impl Datapath {
             self.links.values().all(|link| link.since.is_some_and(|since| now > since + SEARCH * 2));
         for id in self.peers.ids() {
             self.renew(id, now);
-            quiet &= self.up(id) == Up::Direct;
+            quiet &= self.up(id) == Up::Direct || self.waits_for(id);
             self.dial(id, now);
             self.report_mtu(id, now);
+            self.lead(id);
         }
-        self.publish(self.peers.iter().map(|(_, node)| self.status(node)).collect());
+        self.board.publish(self.lane, self.peers.iter().map(|(_, node)| self.status(node)).collect());
         if quiet { QUIET } else { BUSY }
     }
 
@@ -147,7 +152,9 @@ impl Datapath {
         match active {
             Some(link) if link.is_relayed() => Up::Relayed,
             Some(_) => Up::Direct,
-            None => Up::Nothing,
+            None if self.lane == Lane::FIRST => Up::Nothing,
+            // The first lane carries its packets.
+            None => Up::Relayed,
         }
     }
 
@@ -165,12 +172,12 @@ impl Datapath {
         let name = node.peer.name.clone();
         let through = (relay_up && relayed == 0 && node.dial.relay(now, up)).then(|| virtual_address(id));
         let straight = if direct < ATTEMPTS { node.dial(now, up) } else { None };
-        for address in
-            [straight.and_then(|address| self.socket.reach(address)), through].into_iter().flatten()
-        {
+        let socket = self.sockets.len().saturating_sub(1);
+        let straight = straight.and_then(|address| self.sockets.get(socket)?.reach(address));
+        for address in [straight, through].into_iter().flatten() {
             match self.endpoint.connect(now, self.client.clone(), address, &name) {
                 Ok((handle, conn)) => {
-                    self.links.insert(handle, Link::new(conn, Some(id)));
+                    self.links.insert(handle, Link::new(conn, socket, Some(id)));
                     self.enqueue(handle);
                 }
                 Err(error) => tracing::debug!(peer = name, %address, %error, "cannot dial"),
@@ -186,7 +193,7 @@ impl Datapath {
             return;
         }
         let fits = link.conn.datagrams().max_size().unwrap_or_default();
-        if std::mem::replace(&mut node.mtu, fits) != fits {
+        if std::mem::replace(&mut node.mtu, fits) != fits && self.lane == Lane::FIRST {
             self.notice(Notice::Mtu(id, fits));
         }
     }
@@ -208,6 +215,7 @@ impl Datapath {
                 })
                 .unwrap_or_default(),
             counters: node.counters,
+            lanes: Vec::new(),
         }
     }
 }

@@ -18,6 +18,10 @@ use crate::{
 /// A connection and what belongs to it.
 pub(super) struct Link {
     pub(super) conn: Connection,
+    /// Which socket it uses.
+    pub(super) socket: usize,
+    /// Whether this node dialed.
+    pub(super) dialed: bool,
     /// Whose it is: known from the start when this node dialed, else from the certificate.
     pub(super) peer: Option<Id>,
     /// When the handshake was finished.
@@ -59,9 +63,12 @@ pub(super) enum Sent {
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(conn: Connection, peer: Option<Id>) -> Self {
+    /// A connection that this node has dialed, to a peer, or accepted from somebody.
+    pub(super) fn new(conn: Connection, socket: usize, peer: Option<Id>) -> Self {
         Self {
             conn,
+            socket,
+            dialed: peer.is_some(),
             peer,
             since: None,
             life: None,
@@ -110,7 +117,8 @@ impl Link {
         }
     }
 
-    fn send_stream(&mut self, message: Bytes) -> Sent {
+    /// Queues a message that must arrive.
+    pub(super) fn send_stream(&mut self, message: Bytes) -> Sent {
         let Some(id) = self.conn.streams().open(Dir::Uni) else { return Sent::Dropped };
         let mut stream = self.conn.send_stream(id);
         let whole = stream.write(&message).is_ok_and(|written| written == message.len());

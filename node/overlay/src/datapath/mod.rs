@@ -1,11 +1,12 @@
-//! The thread that moves packets: it alone owns the device, the socket and all connections, so nothing on
+//! The thread of a lane: it alone owns a queue of the device, its sockets and its connections, so nothing on
 //! the way of a packet is locked, sent through a channel or woken.
 //!
-//! One turn: wait for the device, the socket, a timer or a command; take what is there in batches; let the
+//! One turn: wait for the device, the sockets, a timer or a command; take what is there in batches; let the
 //! connections that were touched send. `receive` is the way from the network to the device, `send` the
-//! way back, `dial` decides which connections there are.
+//! way back, `dial` decides which connections there are. `lanes` is what the threads tell each other.
 
 mod dial;
+mod lanes;
 mod life;
 mod link;
 mod peers;
@@ -15,7 +16,7 @@ mod send;
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsFd,
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, mpsc},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -29,12 +30,16 @@ use quinn_proto::{ClientConfig, ConnectionHandle, Endpoint, VarInt};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
-    config::{Peer, PeerStatus},
+    board::Board,
+    config::Peer,
     device::Device,
+    lane::Lane,
     ranges::Id,
     socket::Socket,
     transport::{self, Sides},
 };
+pub(crate) use lanes::{Control, End, ends};
+use lanes::{Role, Way};
 use link::Link;
 use peers::Peers;
 
@@ -42,11 +47,14 @@ use peers::Peers;
 const TURNS: usize = 8;
 
 /// What the thread is told.
+#[derive(Clone)]
 pub(crate) enum Command {
     /// The peers are these.
     Peers(Vec<Peer>),
     /// Connections from now on are made with this identity.
     Identity(Box<Sides>),
+    /// To all lanes but the first: how it reaches a peer.
+    Way(Id, Way),
     /// Close everything.
     Shutdown,
 }
@@ -62,20 +70,17 @@ pub(crate) enum Notice {
 #[derive(Clone)]
 pub(crate) struct Wake(Arc<EventFd>);
 
-/// The newest status of all peers.
-pub(crate) type Board = Arc<Mutex<Vec<PeerStatus>>>;
-
 /// What a datapath is made of.
 pub(crate) struct Parts {
     pub(crate) name: String,
+    pub(crate) end: End,
     pub(crate) sides: Sides,
-    pub(crate) socket: Socket,
+    /// The one that peers dial, and the one to dial them with if that is another.
+    pub(crate) sockets: Vec<Socket>,
     pub(crate) device: Option<Device>,
     pub(crate) local: Vec<Cidr>,
     pub(crate) payload: u16,
     pub(crate) forward: bool,
-    pub(crate) wake: Wake,
-    pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) notices: UnboundedSender<Notice>,
     pub(crate) board: Board,
 }
@@ -83,11 +88,13 @@ pub(crate) struct Parts {
 /// See the module.
 pub(crate) struct Datapath {
     name: String,
+    lane: Lane,
+    role: Role,
     endpoint: Endpoint,
     client: ClientConfig,
     /// When this node's certificate ends.
     expires: SystemTime,
-    socket: Socket,
+    sockets: Vec<Socket>,
     device: Option<Device>,
     local: Vec<Cidr>,
     forward: bool,
@@ -111,9 +118,9 @@ pub(crate) struct Datapath {
 /// What one wait has found.
 struct Ready {
     device: bool,
-    socket: bool,
-    writable: bool,
     command: bool,
+    /// By socket: whether it has packets, and whether it can send again.
+    sockets: Vec<(bool, bool)>,
 }
 
 // === impl Wake ===
@@ -134,20 +141,22 @@ impl Wake {
 
 impl Datapath {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Sides { server, client, expires } = parts.sides;
-        let probing = !parts.socket.may_fragment();
-        let config = Arc::new(transport::endpoint(parts.payload));
-        Self {
+        let probing = !parts.sockets.iter().any(Socket::may_fragment);
+        let End { lane, role, control, commands } = parts.end;
+        let config = Arc::new(transport::endpoint(lane, parts.payload));
+        let mut this = Self {
             name: parts.name,
-            endpoint: Endpoint::new(config, Some(Arc::new(server)), probing, None),
-            client,
-            expires,
-            socket: parts.socket,
+            lane,
+            role,
+            endpoint: Endpoint::new(config, None, probing, None),
+            client: parts.sides.client.clone(),
+            expires: parts.sides.expires,
+            sockets: parts.sockets,
             device: parts.device,
             local: parts.local,
             forward: parts.forward,
-            wake: parts.wake,
-            commands: parts.commands,
+            wake: control.wake,
+            commands,
             notices: parts.notices,
             board: parts.board,
             peers: Peers::default(),
@@ -157,7 +166,16 @@ impl Datapath {
             outbox: Vec::new(),
             tick: Instant::now(),
             buffer: Vec::new(),
-        }
+        };
+        this.set_identity(parts.sides);
+        this
+    }
+
+    /// Makes connections with this identity from now on.
+    fn set_identity(&mut self, mut sides: Sides) {
+        sides.client.initial_dst_cid_provider(self.lane.first_ids());
+        self.endpoint.set_server_config(Some(Arc::new(sides.server)));
+        (self.client, self.expires) = (sides.client, sides.expires);
     }
 
     /// Runs until it is told to shut down, or everyone who could tell it is gone.
@@ -169,14 +187,18 @@ impl Datapath {
                 self.close(now);
                 return;
             }
-            if ready.writable {
-                self.socket.resume();
-            }
-            if ready.socket {
-                self.receive(now);
+            self.take_over(now);
+            for (socket, (readable, writable)) in ready.sockets.into_iter().enumerate() {
+                if let Some(socket) = self.sockets.get_mut(socket).filter(|_| writable) {
+                    socket.resume();
+                }
+                if readable {
+                    self.receive(socket, now);
+                }
             }
             if ready.device {
                 self.take(now);
+                self.hand_over();
             }
             self.expire(now);
             if now >= self.tick {
@@ -192,12 +214,12 @@ impl Datapath {
 
     /// Waits for something to do; `None` when waiting is impossible.
     fn wait(&self) -> Option<Ready> {
-        let blocked = self.socket.is_blocked();
-        let socket = if blocked { PollFlags::POLLIN | PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        let mut fds = vec![
-            PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN),
-            PollFd::new(self.socket.as_fd(), socket),
-        ];
+        let blocked = self.is_blocked();
+        let mut fds = vec![PollFd::new(self.wake.0.as_fd(), PollFlags::POLLIN)];
+        for socket in &self.sockets {
+            let write = if socket.is_blocked() { PollFlags::POLLOUT } else { PollFlags::empty() };
+            fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLIN | write));
+        }
         // While nothing can be sent, packets wait in the device's queue.
         if let Some(device) = self.device.as_ref().filter(|_| !blocked) {
             fds.push(PollFd::new(device.as_fd(), PollFlags::POLLIN));
@@ -209,13 +231,18 @@ impl Datapath {
                 return None;
             }
         }
-        let found = |index: usize| fds.get(index).and_then(PollFd::revents).unwrap_or(PollFlags::empty());
-        Some(Ready {
-            command: !found(0).is_empty(),
-            socket: found(1).intersects(PollFlags::POLLIN | PollFlags::POLLERR),
-            writable: found(1).contains(PollFlags::POLLOUT),
-            device: !found(2).is_empty(),
-        })
+        let mut found = fds.iter().map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+        let command = found.next().is_some_and(|flags| !flags.is_empty());
+        let of_socket = |flags: PollFlags| {
+            (flags.intersects(PollFlags::POLLIN | PollFlags::POLLERR), flags.contains(PollFlags::POLLOUT))
+        };
+        let sockets = found.by_ref().take(self.sockets.len()).map(of_socket).collect();
+        Some(Ready { command, sockets, device: found.next().is_some_and(|flags| !flags.is_empty()) })
+    }
+
+    /// Whether a message waits for a socket; nothing is sent then.
+    fn is_blocked(&self) -> bool {
+        self.sockets.iter().any(Socket::is_blocked)
     }
 
     fn timeout(&self, blocked: bool) -> PollTimeout {
@@ -236,10 +263,8 @@ impl Datapath {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Peers(list)) => self.set_peers(list, now),
-                Ok(Command::Identity(sides)) => {
-                    self.endpoint.set_server_config(Some(Arc::new(sides.server)));
-                    (self.client, self.expires) = (sides.client, sides.expires);
-                }
+                Ok(Command::Identity(sides)) => self.set_identity(*sides),
+                Ok(Command::Way(peer, way)) => self.go(peer, way, now),
                 Ok(Command::Shutdown) | Err(mpsc::TryRecvError::Disconnected) => return false,
                 Err(mpsc::TryRecvError::Empty) => return true,
             }
@@ -295,10 +320,6 @@ impl Datapath {
                 self.enqueue(handle);
             }
         }
-    }
-
-    fn publish(&self, status: Vec<PeerStatus>) {
-        *self.board.lock().unwrap_or_else(PoisonError::into_inner) = status;
     }
 
     fn notice(&self, notice: Notice) {

@@ -9,6 +9,7 @@ use std::{
 use ketch_net::Cidr;
 use quinn_proto::ConnectionHandle;
 
+use super::lanes::Way;
 use crate::{
     config::{Counters, Peer},
     ranges::{Id, RangeMap, id, plan},
@@ -46,6 +47,10 @@ pub(super) struct Node {
     pub(super) counters: Counters,
     /// The inner packet size last told to the routes.
     pub(super) mtu: usize,
+    /// How many lanes it has, as it says.
+    pub(super) lanes: u64,
+    /// What each of this node's other lanes was last told of it.
+    pub(super) ways: Vec<Way>,
     pub(super) dial: Dial,
 }
 
@@ -107,7 +112,16 @@ impl Peers {
 impl Node {
     fn new(peer: Peer, own: &str, now: Instant) -> Self {
         let dial = Dial::new(own < peer.name.as_str(), now);
-        Self { peer, seen: None, active: None, counters: Counters::default(), mtu: 0, dial }
+        Self {
+            peer,
+            seen: None,
+            active: None,
+            counters: Counters::default(),
+            mtu: 0,
+            lanes: 1,
+            ways: Vec::new(),
+            dial,
+        }
     }
 
     fn update(mut self, peer: Peer, now: Instant) -> Self {
@@ -116,6 +130,15 @@ impl Node {
         }
         self.peer = peer;
         self
+    }
+
+    /// From now on it is dialed here only, or not at all.
+    pub(super) fn redirect(&mut self, to: Option<SocketAddr>, now: Instant) {
+        let addresses: Vec<SocketAddr> = to.into_iter().collect();
+        if addresses != self.peer.addresses {
+            self.peer.addresses = addresses;
+            self.dial.again(now);
+        }
     }
 
     /// The peer that carries packets for this one.

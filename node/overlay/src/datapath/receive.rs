@@ -8,6 +8,7 @@ use quinn_proto::{ConnectionHandle, DatagramEvent, Dir, Event, Incoming, StreamE
 use super::{Datapath, TURNS, link::Link};
 use crate::{
     frame::{self, Frame},
+    lane::Lane,
     packet::classify,
     ranges::Id,
     socket::{Origin, virtual_address},
@@ -20,21 +21,22 @@ const UNPROVEN: usize = 64;
 const HANDSHAKES: usize = 512;
 
 impl Datapath {
-    /// Takes what the socket has.
-    pub(super) fn receive(&mut self, now: Instant) {
+    /// Takes what a socket has.
+    pub(super) fn receive(&mut self, socket: usize, now: Instant) {
         let mut packets = Vec::new();
         for _ in 0..TURNS {
-            if !self.socket.receive(|origin, packet| packets.push((origin, packet))) {
+            let Some(from) = self.sockets.get_mut(socket) else { return };
+            if !from.receive(|origin, packet| packets.push((origin, packet))) {
                 break;
             }
             for (origin, packet) in packets.drain(..) {
-                self.handle(now, origin, packet);
+                self.handle(now, socket, origin, packet);
             }
         }
     }
 
-    /// One QUIC packet, from the socket or from a relay.
-    fn handle(&mut self, now: Instant, origin: Origin, packet: BytesMut) {
+    /// One QUIC packet, from a socket or from a relay.
+    fn handle(&mut self, now: Instant, socket: usize, origin: Origin, packet: BytesMut) {
         let mut answer = std::mem::take(&mut self.buffer);
         answer.clear();
         let event = self.endpoint.handle(now, origin.remote, origin.local, origin.ecn, packet, &mut answer);
@@ -45,17 +47,23 @@ impl Datapath {
                     self.enqueue(handle);
                 }
             }
-            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, incoming, &mut answer),
+            Some(DatagramEvent::NewConnection(incoming)) => self.admit(now, socket, incoming, &mut answer),
             Some(DatagramEvent::Response(transmit)) => {
                 let size = transmit.size;
-                self.transmit(transmit, answer.get(..size).unwrap_or_default());
+                self.transmit(socket, transmit, answer.get(..size).unwrap_or_default());
             }
             None => {}
         }
         self.buffer = answer;
     }
 
-    fn admit(&mut self, now: Instant, incoming: Incoming, answer: &mut Vec<u8>) {
+    fn admit(&mut self, now: Instant, socket: usize, incoming: Incoming, answer: &mut Vec<u8>) {
+        if Lane::of(incoming.orig_dst_cid()) != self.lane {
+            // Of a node that believes there are more lanes than there are.
+            let transmit = self.endpoint.refuse(incoming, answer);
+            let size = transmit.size;
+            return self.transmit(socket, transmit, answer.get(..size).unwrap_or_default());
+        }
         let handshakes = self.links.values().filter(|link| link.since.is_none()).count();
         if handshakes >= HANDSHAKES {
             return self.endpoint.ignore(incoming);
@@ -63,19 +71,19 @@ impl Datapath {
         if handshakes >= UNPROVEN && !incoming.remote_address_validated() {
             if let Ok(transmit) = self.endpoint.retry(incoming, answer) {
                 let size = transmit.size;
-                self.transmit(transmit, answer.get(..size).unwrap_or_default());
+                self.transmit(socket, transmit, answer.get(..size).unwrap_or_default());
             }
             return;
         }
         match self.endpoint.accept(incoming, now, answer, None) {
             Ok((handle, conn)) => {
-                self.links.insert(handle, Link::new(conn, None));
+                self.links.insert(handle, Link::new(conn, socket, None));
                 self.enqueue(handle);
             }
             Err(error) => {
                 if let Some(transmit) = error.response {
                     let size = transmit.size;
-                    self.transmit(transmit, answer.get(..size).unwrap_or_default());
+                    self.transmit(socket, transmit, answer.get(..size).unwrap_or_default());
                 }
             }
         }
@@ -127,7 +135,7 @@ impl Datapath {
                 if self.peers.get(from).is_some_and(|node| node.relay() == Some(peer)) =>
             {
                 let origin = Origin { remote: virtual_address(from), local: None, ecn: None };
-                self.handle(now, origin, BytesMut::from(packet));
+                self.handle(now, 0, origin, BytesMut::from(packet));
             }
             Some(Frame::Seen(id, address)) => {
                 let node = self.peers.get_mut(id).filter(|node| node.relay() == Some(peer));
@@ -135,6 +143,7 @@ impl Datapath {
                     self.tick = now;
                 }
             }
+            Some(Frame::Lanes(count)) => self.learn_lanes(peer, count, now),
             Some(Frame::Forward(..) | Frame::Forwarded(..)) | None => {}
         }
     }

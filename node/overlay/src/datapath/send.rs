@@ -7,6 +7,7 @@ use quinn_proto::{ConnectionHandle, Transmit};
 
 use super::{
     Datapath, TURNS,
+    lanes::Role,
     link::{Link, Oversize, Sent},
 };
 use crate::{
@@ -43,12 +44,15 @@ impl Datapath {
     }
 
     /// An inner packet of this node.
-    fn send_out(&mut self, packet: Bytes, now: Instant) {
+    pub(super) fn send_out(&mut self, packet: Bytes, now: Instant) {
         let Some(header) = classify(&packet) else { return };
         let Some(id) = self.peers.ranges.get(header.destination) else { return };
         let Some((active, counters)) = self.peers.route(id) else { return };
         let Some((handle, link)) = active.and_then(|h| self.links.get_mut(&h).map(|link| (h, link))) else {
-            counters.unsent += 1;
+            match &mut self.role {
+                Role::First { .. } => counters.unsent += 1,
+                Role::Further { astray, .. } => astray.push(packet),
+            }
             return;
         };
         let searching = link.since.is_none_or(|since| now < since + SEARCH);
@@ -98,7 +102,7 @@ impl Datapath {
 
     /// Drives the links that were touched until none has anything left to do, or the socket is full.
     pub(super) fn drive(&mut self, now: Instant) {
-        while !self.socket.is_blocked() {
+        while !self.is_blocked() {
             let Some(handle) = self.queue.pop_front() else { return };
             if let Some(link) = self.links.get_mut(&handle) {
                 link.queued = false;
@@ -135,11 +139,13 @@ impl Datapath {
         while let Some(link) = self.links.get_mut(&handle) {
             buffer.clear();
             let relayed = link.is_relayed();
-            let segments = if relayed { 1 } else { self.socket.segments(link.conn.current_mtu()) };
+            let (socket, mtu) = (link.socket, link.conn.current_mtu());
+            let most = self.sockets.get(socket).map_or(1, |socket| socket.segments(mtu));
+            let segments = if relayed { 1 } else { most };
             let Some(transmit) = link.conn.poll_transmit(now, segments, &mut buffer) else { break };
             let size = transmit.size;
-            self.transmit(transmit, buffer.get(..size).unwrap_or_default());
-            if self.socket.is_blocked() {
+            self.transmit(socket, transmit, buffer.get(..size).unwrap_or_default());
+            if self.is_blocked() {
                 self.enqueue(handle);
                 break;
             }
@@ -148,10 +154,10 @@ impl Datapath {
     }
 
     /// Sends a QUIC packet to its address, which may stand for a node behind a relay.
-    pub(super) fn transmit(&mut self, transmit: Transmit, data: &[u8]) {
+    pub(super) fn transmit(&mut self, socket: usize, transmit: Transmit, data: &[u8]) {
         let Some(to) = virtual_id(transmit.destination) else {
-            if !self.socket.is_blocked() {
-                self.socket.send(transmit, data);
+            if let Some(socket) = self.sockets.get_mut(socket).filter(|socket| !socket.is_blocked()) {
+                socket.send(transmit, data);
             }
             return;
         };

@@ -10,6 +10,7 @@
 )]
 
 mod faults;
+mod lanes;
 mod paths;
 mod renewal;
 mod rig;

@@ -180,6 +180,13 @@ pub fn range(number: u8) -> Cidr {
     Cidr::new(Ipv4Addr::new(10, 90, number, 0).into(), 24)
 }
 
+/// Of a node with pods in `range(number)`.
+pub fn config(identity: Identity, number: u8) -> OverlayConfig {
+    let device = DeviceConfig { name: "pods".into(), address: Some(pod(number).into()) };
+    let bind = SocketAddr::new("0.0.0.0".parse().unwrap(), PORT);
+    OverlayConfig::new(identity, bind, device, vec![range(number)])
+}
+
 /// The pod address of a node.
 pub fn pod(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 90, number, 1)
@@ -201,9 +208,7 @@ pub struct Node {
 impl Node {
     /// Starts one with pods in `range(number)`.
     pub fn start(ns: &Ns, identity: Identity, number: u8, peers: Vec<Peer>) -> Self {
-        let device = DeviceConfig { name: "pods".into(), address: Some(pod(number).into()) };
-        let bind = SocketAddr::new("0.0.0.0".parse().unwrap(), PORT);
-        Self::launch(ns, OverlayConfig::new(identity, bind, device, vec![range(number)]), peers).unwrap()
+        Self::launch(ns, config(identity, number), peers).unwrap()
     }
 
     pub fn launch(ns: &Ns, config: OverlayConfig, peers: Vec<Peer>) -> Result<Self, OverlayError> {
@@ -297,6 +302,16 @@ impl Pair {
     pub fn start(&self) -> (Node, Node) {
         let alpha = self.alpha(self.authority.node("alpha", &[]));
         let beta = self.beta(self.authority.node("beta", &[]));
+        (alpha, beta)
+    }
+
+    /// Both overlays, with so many lanes.
+    pub fn start_with(&self, lanes: [usize; 2]) -> (Node, Node) {
+        let [mut alpha, mut beta] =
+            [("alpha", 1), ("beta", 2)].map(|(name, number)| config(self.authority.node(name, &[]), number));
+        [alpha.lanes, beta.lanes] = lanes;
+        let alpha = Node::launch(&self.a, alpha, vec![peer("beta", &["192.0.2.2"], 2)]).unwrap();
+        let beta = Node::launch(&self.b, beta, vec![peer("alpha", &["192.0.2.1"], 1)]).unwrap();
         (alpha, beta)
     }
 
