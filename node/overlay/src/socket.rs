@@ -52,24 +52,21 @@ impl Socket {
     /// # Errors
     /// When the address cannot be used. Another program's sockets are not joined.
     pub(crate) fn group(address: SocketAddr, lanes: usize) -> io::Result<Vec<Self>> {
-        // Alone at first: sockets that share a port would share it with those of another Ketch, too.
-        let alone = Self::open(address)?;
+        // The first one is bound alone: the port of another Ketch, which shares it as well, is not to be had.
+        let first = Self::open(address)?;
         if lanes < 2 {
-            return Ok(vec![alone]);
+            return Ok(vec![first]);
         }
-        let address = alone.local_addr()?;
-        drop(alone);
-        let group: Vec<Self> = (0..lanes).map(|_| Self::bind(address, true)).collect::<io::Result<_>>()?;
+        setsockopt(&first.socket, sockopt::ReusePort, &true)?;
+        let address = first.local_addr()?;
+        let more: Vec<Self> = (1..lanes).map(|_| Self::bind(address, true)).collect::<io::Result<_>>()?;
         let mut filter = lane::steering();
         let program = sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        match group.first().map(|first| setsockopt(&first.socket, sockopt::AttachReusePortCbpf, &program)) {
-            Some(Ok(())) => Ok(group),
-            failed => {
-                tracing::info!(?failed, "no filter for the overlay's port: all its packets take one lane");
-                drop(group);
-                Ok(vec![Self::open(address)?])
-            }
+        if let Err(error) = setsockopt(&first.socket, sockopt::AttachReusePortCbpf, &program) {
+            tracing::info!(%error, "no filter for the overlay's port: all its packets take one lane");
+            return Ok(vec![first]);
         }
+        Ok(std::iter::once(first).chain(more).collect())
     }
 
     /// A socket that has `address` to itself.
