@@ -17,33 +17,56 @@ pub struct Containers {
     /// Data directory.
     pub dir: PathBuf,
     _temporary: Option<tempfile::TempDir>,
-    launch: fn() -> Command,
+    launch: Launch,
     flags: Vec<String>,
 }
+
+/// Makes the command of a Ketch.
+type Launch = Box<dyn Fn() -> Command>;
 
 impl Containers {
     /// With ranges of its own, because one Ketch of a machine has a Service range: `pods` and `services` are
     /// the second bytes of `10.x.0.0/16`. `None`: there can be none here.
     pub fn start(pods: u8, services: u8) -> Option<Self> {
         let temporary = tempfile::tempdir().unwrap();
-        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch, pods, services)
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), Box::new(launch), pods, services)
     }
 
     /// [`Containers::start`] where there is no runc but crun, and no cgroup v2 beside v1, which crun refuses.
     pub fn start_with_crun(pods: u8, services: u8) -> Option<Self> {
         let temporary = tempfile::tempdir().unwrap();
-        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch_with_crun, pods, services)
+        Self::start_with(
+            temporary.path().to_path_buf(),
+            Some(temporary),
+            Box::new(launch_with_crun),
+            pods,
+            services,
+        )
+    }
+
+    /// [`Containers::start`] with the containerd in a directory of programs.
+    pub fn start_with_containerd(programs: &Path, pods: u8, services: u8) -> Option<Self> {
+        let temporary = tempfile::tempdir().unwrap();
+        let rest = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::iter::once(programs.to_path_buf()).chain(std::env::split_paths(&rest));
+        let path = std::env::join_paths(path).unwrap();
+        let launch = move || {
+            let mut command = launch();
+            command.env("PATH", &path);
+            command
+        };
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), Box::new(launch), pods, services)
     }
 
     /// [`Containers::start`] in `dir`, which must outlive it.
     pub fn start_in(dir: &Path, pods: u8, services: u8) -> Option<Self> {
-        Self::start_with(dir.to_path_buf(), None, launch, pods, services)
+        Self::start_with(dir.to_path_buf(), None, Box::new(launch), pods, services)
     }
 
     fn start_with(
         dir: PathBuf,
         temporary: Option<tempfile::TempDir>,
-        launch: fn() -> Command,
+        launch: Launch,
         pods: u8,
         services: u8,
     ) -> Option<Self> {

@@ -4,6 +4,7 @@
 //! what is asserted are facts of the pod's status, spelled out as lines (see [`facts`]). Where the kinds differ
 //! the scenario says so, and `docs/operations.md` lists it.
 
+mod containerds;
 mod ends;
 mod facts;
 mod hardship;
