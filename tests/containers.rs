@@ -50,15 +50,8 @@ impl Containers {
     /// [`Containers::start`] with the containerd in a directory of programs.
     pub fn start_with_containerd(programs: &Path, pods: u8, services: u8) -> Option<Self> {
         let temporary = tempfile::tempdir().unwrap();
-        let rest = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::iter::once(programs.to_path_buf()).chain(std::env::split_paths(&rest));
-        let path = std::env::join_paths(path).unwrap();
-        let launch = move || {
-            let mut command = launch();
-            command.env("PATH", &path);
-            command
-        };
-        Self::start_with(temporary.path().to_path_buf(), Some(temporary), Box::new(launch), pods, services)
+        let launch = launch_with_containerd(programs);
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch, pods, services)
     }
 
     /// [`Containers::start`] in `dir`, which must outlive it.
@@ -139,6 +132,20 @@ impl Containers {
     /// [`Containers::crash`], then [`Containers::restart`].
     pub fn crash_and_restart(&mut self) {
         self.crash();
+        self.restart();
+    }
+
+    /// Starts it again with the containerd in a directory of programs, as when the host's packages are newer.
+    pub fn renew_containerd(&mut self, programs: &Path) {
+        self.crash();
+        let old = self.containerd().unwrap();
+        let process = PathBuf::from(format!("/proc/{old}"));
+        succeeded("kill", Command::new("kill").arg(old.to_string()).output().unwrap());
+        until("the old containerd to end", || match process.exists() {
+            false => Ok(()),
+            true => Err(fs::read_to_string(process.join("stat")).unwrap_or_default()),
+        });
+        self.launch = launch_with_containerd(programs);
         self.restart();
     }
 
@@ -255,6 +262,17 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 fn launch() -> Command {
     Command::new(binary())
+}
+
+fn launch_with_containerd(programs: &Path) -> Launch {
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::iter::once(programs.to_path_buf()).chain(std::env::split_paths(&rest));
+    let path = std::env::join_paths(path).unwrap();
+    Box::new(move || {
+        let mut command = launch();
+        command.env("PATH", &path);
+        command
+    })
 }
 
 /// In a mount namespace of its own.

@@ -1,6 +1,9 @@
 //! Releases of containerd besides this machine's, where `cargo xtask test` has put them.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use ketch_tests::{Containers, Ketch, root, succeeded, until};
 
@@ -16,12 +19,59 @@ fn pods_live_alike_with_containerd_2() {
     lives_with("containerd-2", 202, 203);
 }
 
-fn lives_with(name: &str, pods: u8, services: u8) {
-    let programs = root().join("target/tools").join(name).join("usr/bin");
-    if !programs.join("containerd").is_file() {
-        eprintln!("skipped: there is no {}: run `cargo xtask test containerds`", programs.display());
-        return;
+/// An upgrade of the host: what runs goes on, and what is begun with an older one can be ended with a newer.
+#[test]
+fn containers_outlive_their_containerd() {
+    let Some(mut containers) = Containers::start(208, 209) else { return };
+    containers.push(&["busybox"]);
+    let run = |ketch: &Ketch, pod: &str| {
+        let image = "--image=ketch.local/default/busybox:latest";
+        ketch.kubectl_ok(&["run", pod, image, "--command", "--", "sleep", "3600"]);
+        ketch.kubectl_ok(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=60s"]);
+    };
+    let status = |ketch: &Ketch, pod: &str| {
+        let path = "jsonpath={.status.containerStatuses[0]['containerID','restartCount']}";
+        ketch.kubectl_ok(&["get", "pod", pod, "-o", path])
+    };
+    run(containers.ketch(), "machine");
+    let mut pods = vec![("machine", status(containers.ketch(), "machine"))];
+    for (name, pod) in [("containerd-1.7", "newer"), ("containerd-2", "newest")] {
+        let Some(programs) = programs(name) else { return };
+        containers.renew_containerd(&programs);
+        let ketch = containers.ketch();
+        until("the node to tell its new runtime", || match runtime_of(ketch) {
+            now if now == format!("containerd://{}", version(&programs)) => Ok(()),
+            now => Err(now),
+        });
+        for (pod, before) in &pods {
+            assert_eq!(ketch.kubectl_ok(&["exec", pod, "--", "cat", "/etc/hostname"]).trim(), *pod);
+            assert_eq!(status(ketch, pod), *before, "{pod}");
+        }
+        run(ketch, pod);
+        pods.push((pod, status(ketch, pod)));
     }
+    let all: Vec<&str> = pods.iter().map(|(pod, _)| *pod).collect();
+    let running = containers.processes();
+    assert_eq!(running.len(), 2 * all.len(), "of each its own program and the pod's: {running:?}");
+    containers.ketch().kubectl_ok(&[&["delete", "pod", "--grace-period=1"], &all[..]].concat());
+    until("nothing to run", || match containers.processes() {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
+}
+
+/// The directory `name` of the tools, if it is there.
+fn programs(name: &str) -> Option<PathBuf> {
+    let programs = root().join("target/tools").join(name).join("usr/bin");
+    let there = programs.join("containerd").is_file();
+    if !there {
+        eprintln!("skipped: there is no {}: run `cargo xtask test containerds`", programs.display());
+    }
+    there.then_some(programs)
+}
+
+fn lives_with(name: &str, pods: u8, services: u8) {
+    let Some(programs) = programs(name) else { return };
     let Some(containers) = Containers::start_with_containerd(&programs, pods, services) else { return };
     let ketch = containers.ketch();
     assert_eq!(runtime_of(ketch), format!("containerd://{}", version(&programs)));
