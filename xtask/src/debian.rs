@@ -69,15 +69,20 @@ impl Package {
         match had {
             Ok(()) => program_path.parent().map(Path::to_path_buf),
             Err(error) => {
+                _ = std::fs::remove_dir_all(self.part());
                 say(&format!("    {} of Debian {} is not tested: {error:#}", self.name, self.release));
                 None
             }
         }
     }
 
+    fn part(&self) -> PathBuf {
+        tools_dir().join(format!("{}.part", self.dir))
+    }
+
     fn get(&self, program_path: &Path) -> Result<()> {
         // Moved into place when it is whole and runs.
-        let (dir, part) = (tools_dir().join(self.dir), tools_dir().join(format!("{}.part", self.dir)));
+        let (dir, part) = (tools_dir().join(self.dir), self.part());
         _ = std::fs::remove_dir_all(&part);
         std::fs::create_dir_all(&part)?;
         let deb = part.join("package.deb");
