@@ -4,11 +4,11 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::{Ketch, binary, is_root, root, succeeded};
+use crate::{Ketch, binary, is_root, root, succeeded, until};
 
 /// A Ketch with a containerd of its own and sample images in its registry. Nothing of it is left when this is
 /// dropped: containers and containerd would outlive a Ketch that is killed.
@@ -17,48 +17,88 @@ pub struct Containers {
     /// Data directory.
     pub dir: PathBuf,
     _temporary: Option<tempfile::TempDir>,
-    launch: fn() -> Command,
+    launch: Launch,
     flags: Vec<String>,
+    socket: PathBuf,
+    /// A containerd that is not Ketch's.
+    host: Option<Child>,
 }
+
+/// Makes the command of a Ketch.
+type Launch = Box<dyn Fn() -> Command>;
 
 impl Containers {
     /// With ranges of its own, because one Ketch of a machine has a Service range: `pods` and `services` are
     /// the second bytes of `10.x.0.0/16`. `None`: there can be none here.
     pub fn start(pods: u8, services: u8) -> Option<Self> {
         let temporary = tempfile::tempdir().unwrap();
-        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch, pods, services)
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), Box::new(launch), pods, services)
     }
 
     /// [`Containers::start`] where there is no runc but crun, and no cgroup v2 beside v1, which crun refuses.
     pub fn start_with_crun(pods: u8, services: u8) -> Option<Self> {
         let temporary = tempfile::tempdir().unwrap();
-        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch_with_crun, pods, services)
+        Self::start_with(
+            temporary.path().to_path_buf(),
+            Some(temporary),
+            Box::new(launch_with_crun),
+            pods,
+            services,
+        )
+    }
+
+    /// [`Containers::start`] with the containerd in a directory of programs.
+    pub fn start_with_containerd(programs: &Path, pods: u8, services: u8) -> Option<Self> {
+        let temporary = tempfile::tempdir().unwrap();
+        let launch = launch_with_containerd(programs);
+        Self::start_with(temporary.path().to_path_buf(), Some(temporary), launch, pods, services)
     }
 
     /// [`Containers::start`] in `dir`, which must outlive it.
     pub fn start_in(dir: &Path, pods: u8, services: u8) -> Option<Self> {
-        Self::start_with(dir.to_path_buf(), None, launch, pods, services)
+        Self::start_with(dir.to_path_buf(), None, Box::new(launch), pods, services)
+    }
+
+    /// [`Containers::start`] with a containerd of the host that keeps its images under `images`.
+    pub fn start_on_host(images: &Path, pods: u8, services: u8) -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = temporary.path().to_path_buf();
+        let (host, socket) = host(&dir.join("host"), images);
+        let mut containers = Self {
+            ketch: None,
+            _temporary: Some(temporary),
+            launch: Box::new(launch),
+            flags: flags(socket.to_str().unwrap(), pods, services),
+            dir,
+            socket,
+            host: Some(host),
+        };
+        containers.restart();
+        Some(containers)
     }
 
     fn start_with(
         dir: PathBuf,
         temporary: Option<tempfile::TempDir>,
-        launch: fn() -> Command,
+        launch: Launch,
         pods: u8,
         services: u8,
     ) -> Option<Self> {
         if !is_root() {
             return None;
         }
-        let flags = ["--containerd", "managed"].map(str::to_owned).into_iter().chain([
-            "--pod-cidr".to_owned(),
-            format!("10.{pods}.0.0/16"),
-            "--service-cidr".to_owned(),
-            format!("10.{services}.0.0/16"),
-            "--dns-addr".to_owned(),
-            format!("10.{services}.0.10:53"),
-        ]);
-        let mut containers = Self { ketch: None, dir, _temporary: temporary, launch, flags: flags.collect() };
+        let mut containers = Self {
+            ketch: None,
+            socket: dir.join("node/containerd/containerd.sock"),
+            dir,
+            _temporary: temporary,
+            launch,
+            flags: flags("managed", pods, services),
+            host: None,
+        };
         containers.restart();
         Some(containers)
     }
@@ -92,6 +132,20 @@ impl Containers {
     /// [`Containers::crash`], then [`Containers::restart`].
     pub fn crash_and_restart(&mut self) {
         self.crash();
+        self.restart();
+    }
+
+    /// Starts it again with the containerd in a directory of programs, as when the host's packages are newer.
+    pub fn renew_containerd(&mut self, programs: &Path) {
+        self.crash();
+        let old = self.containerd().unwrap();
+        let process = PathBuf::from(format!("/proc/{old}"));
+        succeeded("kill", Command::new("kill").arg(old.to_string()).output().unwrap());
+        until("the old containerd to end", || match process.exists() {
+            false => Ok(()),
+            true => Err(fs::read_to_string(process.join("stat")).unwrap_or_default()),
+        });
+        self.launch = launch_with_containerd(programs);
         self.restart();
     }
 
@@ -137,8 +191,13 @@ impl Containers {
     }
 
     fn ctr(&self, arguments: &[&str]) -> Output {
-        let socket = self.dir.join("node/containerd/containerd.sock");
-        Command::new("ctr").arg("-a").arg(socket).args(["-n", "k8s.io"]).args(arguments).output().unwrap()
+        Command::new("ctr")
+            .arg("-a")
+            .arg(&self.socket)
+            .args(["-n", "k8s.io"])
+            .args(arguments)
+            .output()
+            .unwrap()
     }
 }
 
@@ -149,11 +208,71 @@ impl Drop for Containers {
             ketch.end();
         }
         end_containers(&self.dir);
+        if let Some(mut host) = self.host.take() {
+            let _ = host.wait();
+        }
     }
+}
+
+fn flags(containerd: &str, pods: u8, services: u8) -> Vec<String> {
+    let (pods, dns) = (format!("10.{pods}.0.0/16"), format!("10.{services}.0.10:53"));
+    let services = format!("10.{services}.0.0/16");
+    let pairs = [
+        ("--containerd", containerd),
+        ("--pod-cidr", &pods),
+        ("--service-cidr", &services),
+        ("--dns-addr", &dns),
+    ];
+    pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.to_owned()]).collect()
+}
+
+/// A containerd with everything but its images under `dir`, and its socket.
+fn host(dir: &Path, images: &Path) -> (Child, PathBuf) {
+    fs::create_dir_all(dir).unwrap();
+    let (shown, root, socket) = (dir.display(), images.display(), dir.join("containerd.sock"));
+    let config = format!(
+        r#"version = 2
+root = "{root}"
+state = "{shown}/state"
+disabled_plugins = ["io.containerd.internal.v1.opt"]
+[grpc]
+  address = "{shown}/containerd.sock"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "127.0.0.1:1/nowhere/pause:1"
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{shown}/bin"
+    conf_dir = "{shown}/net.d"
+"#
+    );
+    let path = dir.join("config.toml");
+    fs::write(&path, config).unwrap();
+    let log = fs::File::create(dir.join("log")).unwrap();
+    let mut command = Command::new("containerd");
+    let child = command.arg("--config").arg(path).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    until("the host's containerd", || match socket.exists() {
+        true => Ok(()),
+        false => Err(fs::read_to_string(dir.join("log")).unwrap_or_default()),
+    });
+    (child, socket)
 }
 
 fn launch() -> Command {
     Command::new(binary())
+}
+
+fn launch_with_containerd(programs: &Path) -> Launch {
+    let rest = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::iter::once(programs.to_path_buf()).chain(std::env::split_paths(&rest));
+    let path = std::env::join_paths(path).unwrap();
+    Box::new(move || {
+        let mut command = launch();
+        command.env("PATH", &path);
+        command
+    })
 }
 
 /// In a mount namespace of its own.
@@ -167,7 +286,7 @@ fn launch_with_crun() -> Command {
     command
 }
 
-/// Ends the containerd of a data directory, its shims and their containers, and takes away what they mounted.
+/// Ends the containerd of a directory, its shims and their containers, and takes away what they mounted.
 fn end_containers(dir: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let (mut shims, mut groups) = (BTreeSet::new(), BTreeSet::new());
@@ -218,11 +337,11 @@ fn processes() -> Vec<Process> {
 }
 
 impl Process {
-    /// Whether it is containerd or a shim of the data directory `dir`.
+    /// Whether it is containerd or a shim of the directory `dir`.
     fn names(&self, dir: &Path) -> bool {
         let line = String::from_utf8_lossy(&self.line);
         let is_containerd = line.split('\0').next().is_some_and(|program| program.contains("containerd"));
-        is_containerd && line.contains(&format!("{}/node/containerd/", dir.display()))
+        is_containerd && line.contains(&format!("{}/", dir.display()))
     }
 
     /// The control group of everything that its Ketch runs: `/ketch/OWNER`.

@@ -3,13 +3,14 @@
 use std::{
     os::unix::fs::MetadataExt,
     path::Path,
+    process::Command,
     sync::{Mutex, PoisonError},
 };
 
 use ketch_tests::{
     Containers, Ketch, SmallDisk,
     image::{Archive, Layer, Pusher, architectures, digest, stored},
-    until,
+    succeeded, until,
 };
 use serde_json::json;
 use tar::EntryType;
@@ -242,6 +243,37 @@ fn images_that_nobody_uses_make_room_for_one_that_is_wanted() {
     let _one = ONE_DISK.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(disk) = SmallDisk::ext4(640) else { return };
     let Some(containers) = Containers::start_in(disk.path(), 196, 197) else { return };
+    unused_images_make_room(&disk, &containers);
+}
+
+#[test]
+fn the_disk_of_a_hosts_containerd_is_watched() {
+    let _one = ONE_DISK.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(disk) = SmallDisk::ext4(640) else { return };
+    let Some(containers) = Containers::start_on_host(disk.path(), 204, 205) else { return };
+    let pressure = |status: &str| {
+        let path = "jsonpath={.status.conditions[?(@.type=='DiskPressure')].status}";
+        until(&format!("the node's DiskPressure to be {status}"), || {
+            match containers.ketch().kubectl_ok(&["get", "node", "test-node", "-o", path]) {
+                now if now == status => Ok(()),
+                now => Err(format!("{now:?}, {} bytes are free", disk.free())),
+            }
+        });
+    };
+    pressure("False");
+    // Less than the 64 MiB that stay free, and enough for containerd to go on.
+    let filler = disk.path().join("filler");
+    let mut take = Command::new("fallocate");
+    take.arg("--length").arg((disk.free() - 32 * MIB).to_string()).arg(&filler);
+    succeeded("fallocate", take.output().unwrap());
+    pressure("True");
+    std::fs::remove_file(filler).unwrap();
+    pressure("False");
+    unused_images_make_room(&disk, &containers);
+}
+
+/// `disk` is the one of containerd's images.
+fn unused_images_make_room(disk: &SmallDisk, containers: &Containers) {
     let ketch = containers.ketch();
     let pusher = Pusher::new(ketch);
     let zeros =

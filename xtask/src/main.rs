@@ -7,6 +7,7 @@
 
 mod bench;
 mod console;
+mod debian;
 mod fuzz;
 mod guests;
 mod images;

@@ -22,12 +22,17 @@ pub fn tools_dir() -> PathBuf {
 /// A program with the workspace's tools on its `PATH`.
 pub fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
+    find_first(&mut command, &[tools_dir().join("bin")]);
+    command
+}
+
+/// Puts directories before the `PATH` of a program.
+pub fn find_first(command: &mut Command, directories: &[PathBuf]) {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::iter::once(tools_dir().join("bin")).chain(std::env::split_paths(&path));
-    if let Ok(path) = std::env::join_paths(dirs) {
+    let all = directories.iter().cloned().chain(std::env::split_paths(&path));
+    if let Ok(path) = std::env::join_paths(all) {
         command.env("PATH", path);
     }
-    command
 }
 
 /// `cargo`, the one that runs us.

@@ -1,10 +1,12 @@
 //! `cargo xtask test`: everything continuous integration runs, in the order in which failures are cheap.
 
-use anyhow::{Result, bail};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
 
 use crate::{
-    console, guests, images,
-    shell::{cargo, output, program, root, say, step},
+    console, debian, guests, images,
+    shell::{cargo, find_first, output, program, root, say, step, tools_dir},
     tidy, tools, up,
 };
 
@@ -20,6 +22,7 @@ const STEPS: &[Step] = &[
     ("foreign workloads", guests::build_foreign),
     ("binary", || up::build_binary(true).map(drop)),
     ("unit tests", unit),
+    ("other containerds", other_containerds),
     ("integration tests", integration),
     ("clippy", clippy),
     ("browser tests", browser),
@@ -87,6 +90,24 @@ fn integration() -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// The container runtime's own suite with other releases of containerd, beside each other: they wait more than they
+/// work. The integration tests find them, too.
+fn other_containerds() -> Result<()> {
+    let containerds = debian::containerds();
+    let run = |programs: &PathBuf| {
+        let mut command = cargo();
+        find_first(&mut command, &[programs.clone(), tools_dir().join("bin")]);
+        // The packages of the unit tests, as they are built.
+        command.args(["test", "--quiet", "--workspace", "--exclude", "ketch-ui", "--exclude", "ketch-tests"]);
+        command.args(["--test", "oci"]).env("RUST_TEST_THREADS", "4").env("RUST_BACKTRACE", "0");
+        crate::shell::run(&mut command).with_context(|| format!("with {}", programs.display()))
+    };
+    std::thread::scope(|scope| {
+        let suites: Vec<_> = containerds.iter().map(|programs| scope.spawn(|| run(programs))).collect();
+        suites.into_iter().try_for_each(|suite| suite.join().unwrap_or_else(|_| bail!("a suite panicked")))
+    })
 }
 
 fn clippy() -> Result<()> {

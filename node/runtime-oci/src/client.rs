@@ -22,7 +22,7 @@ pub(crate) const QUICK: Duration = Duration::from_secs(20);
 pub(crate) const SLOW: Duration = Duration::from_secs(120);
 /// Largest answer: a list of some ten thousand containers.
 const MAX_ANSWER: usize = 32 << 20;
-/// What CRI says until it has found what runs.
+/// How CRI says that it has not found yet what runs; containerd 2 goes on after it.
 const STARTING: &str = "server is not initialized yet";
 /// containerd's namespace of what CRI made.
 const NAMESPACE: &str = "k8s.io";
@@ -91,7 +91,7 @@ impl Client {
     fn error(&self, what: &str, status: &Status) -> Error {
         let text = status.message();
         match status.code() {
-            _ if is_transport(status) || text == STARTING => Error::Internal(format!(
+            _ if is_transport(status) || text.starts_with(STARTING) => Error::Internal(format!(
                 "{what}: containerd at {} does not answer; it may be restarting",
                 self.socket.display()
             )),
@@ -118,5 +118,24 @@ pub(crate) fn or_gone(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(Error::NotFound(_)) => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_containerd_that_starts_does_not_answer() {
+        let client = Client::new(Path::new("/nowhere.sock"));
+        for status in [
+            Status::unknown("server is not initialized yet"),
+            Status::unavailable("server is not initialized yet: unavailable"),
+        ] {
+            let error = client.error("list", &status).to_string();
+            assert!(error.contains("/nowhere.sock does not answer"), "{error}");
+        }
+        let error = client.error("list", &Status::unknown("no such thing")).to_string();
+        assert!(error.contains("list: no such thing"), "{error}");
     }
 }

@@ -7,15 +7,14 @@ use std::{
     time::Duration,
 };
 
-use k8s_cri::v1::{ImageFsInfoRequest, StatusRequest, VersionRequest};
+use k8s_cri::v1::VersionRequest;
 use ketch_runtime::Error;
 use nix::unistd::Uid;
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::{
     client::{Client, QUICK},
-    cni,
+    cni, existing,
     image::Images,
     managed::Managed,
     runtime::{OciRuntime, Parts},
@@ -187,23 +186,23 @@ async fn join(socket: &Path, options: &Options) -> Result<OciRuntime, Unavailabl
             "remove \"cri\" from disabled_plugins in /etc/containerd/config.toml and restart it, or use --containerd managed",
         )
     })?;
-    let config = settings(&client).await.map_err(|error| {
+    let found = existing::Found::ask(&client).await.map_err(|error| {
         Unavailable::new(format!("containerd at {shown}: {error}"), "use --containerd managed")
     })?;
-    if let Some(other) = other_network(&config.cni.conf_dir) {
+    if let Some(other) = existing::other_network(&found.configurations) {
         return Err(Unavailable::new(
             format!("containerd at {shown} has the network {}", other.display()),
             "use --containerd managed, which touches nothing of it",
         ));
     }
-    cni::install(&config.cni.conf_dir, &config.plugins(), &options.plugin).map_err(|error| {
+    cni::install(&found.configurations, &found.plugins, &options.plugin).map_err(|error| {
         Unavailable::new(
             format!("the network plugin cannot be installed for containerd at {shown}: {error}"),
             "use --containerd managed",
         )
     })?;
     let owner = owner(&options.data_dir);
-    let (root, snapshotter) = (image_root(&client).await, config.containerd.snapshotter.clone());
+    let (root, snapshotter) = (found.image_root, found.snapshotter);
     let parts = Parts {
         images: Arc::new(Images::new(client.clone(), owner.clone(), work(options), root, snapshotter)),
         client,
@@ -211,10 +210,10 @@ async fn join(socket: &Path, options: &Options) -> Result<OciRuntime, Unavailabl
         owner,
         work: work(options),
         // systemd names control groups in its own way.
-        limits_pods: !config.systemd_cgroup(),
+        limits_pods: !found.systemd_cgroup,
         managed: None,
     };
-    finish(parts, Some(config.sandbox_image)).await
+    finish(parts, found.sandbox_image).await
 }
 
 async fn finish(parts: Parts, sandbox_image: Option<String>) -> Result<OciRuntime, Unavailable> {
@@ -248,99 +247,6 @@ async fn wait(client: &Client) -> Result<String, Error> {
     }
 }
 
-/// What a containerd that is not ours is configured with: CRI's own description.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Settings {
-    cni: Cni,
-    containerd: Containerd,
-    sandbox_image: String,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Cni {
-    conf_dir: PathBuf,
-    bin_dir: PathBuf,
-    bin_dirs: Vec<PathBuf>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Containerd {
-    snapshotter: String,
-    default_runtime_name: String,
-    runtimes: std::collections::HashMap<String, serde_json::Value>,
-}
-
-impl Default for Containerd {
-    fn default() -> Self {
-        Self {
-            snapshotter: "overlayfs".to_owned(),
-            default_runtime_name: "runc".to_owned(),
-            runtimes: std::collections::HashMap::new(),
-        }
-    }
-}
-
-impl Settings {
-    fn plugins(&self) -> PathBuf {
-        // containerd 2 has a list.
-        self.cni.bin_dirs.first().unwrap_or(&self.cni.bin_dir).clone()
-    }
-
-    fn systemd_cgroup(&self) -> bool {
-        let runtime = self.containerd.runtimes.get(&self.containerd.default_runtime_name);
-        let option = runtime.and_then(|runtime| runtime.get("options")?.get("SystemdCgroup")?.as_bool());
-        option.unwrap_or(false)
-    }
-}
-
-async fn settings(client: &Client) -> Result<Settings, Error> {
-    let mut runtime = client.runtime();
-    let status =
-        client.call("ask for settings", QUICK, runtime.status(StatusRequest { verbose: true })).await?;
-    let text = status.info.get("config").map(String::as_str).unwrap_or_default();
-    let settings: Settings = serde_json::from_str(text)
-        .map_err(|error| Error::Internal(format!("its settings are not understood: {error}")))?;
-    match settings.cni.conf_dir.is_absolute() && settings.plugins().is_absolute() {
-        true => Ok(settings),
-        false => Err(Error::Internal("it does not say where it looks for network plugins".to_owned())),
-    }
-}
-
-/// Where a containerd that is not ours unpacks images. `None`: nobody watches how full that gets.
-async fn image_root(client: &Client) -> Option<PathBuf> {
-    let mut images = client.cri_images();
-    let asked = client.call("ask where images are", QUICK, images.image_fs_info(ImageFsInfoRequest {})).await;
-    let found = asked.ok().and_then(|answer| answer.image_filesystems.into_iter().next()?.fs_id);
-    let root = found.map(|place| PathBuf::from(place.mountpoint)).filter(|path| path.is_absolute());
-    if root.is_none() {
-        tracing::warn!("containerd does not say where its images are: an image may fill that disk");
-    }
-    root
-}
-
-/// Where a containerd that is not ours looks for network configurations and plugins.
-pub(crate) async fn plugin_directories(runtime: &OciRuntime) -> Option<(PathBuf, PathBuf)> {
-    if runtime.is_managed() {
-        return None;
-    }
-    let settings = settings(runtime.client()).await.ok()?;
-    Some((settings.cni.conf_dir.clone(), settings.plugins()))
-}
-
-/// A network configuration that is not ours.
-fn other_network(dir: &Path) -> Option<PathBuf> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let network = |path: &PathBuf| {
-        let kind = path.extension().and_then(|kind| kind.to_str());
-        matches!(kind, Some("conf" | "conflist" | "json"))
-            && path.file_name().is_none_or(|name| name != cni::CONFIGURATION)
-    };
-    entries.filter(network).min()
-}
-
 fn work(options: &Options) -> PathBuf {
     options.data_dir.join("node/containerd/work")
 }
@@ -368,31 +274,6 @@ mod tests {
             assert_eq!(text.parse::<Choice>().unwrap(), choice);
         }
         assert!("on".parse::<Choice>().is_err());
-    }
-
-    #[test]
-    fn settings_of_old_and_new_versions_are_read() {
-        let old = r#"{"containerd":{"snapshotter":"native","defaultRuntimeName":"runc",
-            "runtimes":{"runc":{"options":{"SystemdCgroup":true}}}},
-            "cni":{"binDir":"/opt/cni/bin","confDir":"/etc/cni/net.d"},"sandboxImage":"pause:3.6"}"#;
-        let settings: Settings = serde_json::from_str(old).unwrap();
-        assert!(settings.systemd_cgroup());
-        assert_eq!(settings.plugins(), Path::new("/opt/cni/bin"));
-        let new = r#"{"cni":{"binDir":"","binDirs":["/a"],"confDir":"/etc/cni/net.d"}}"#;
-        let settings: Settings = serde_json::from_str(new).unwrap();
-        assert_eq!(settings.plugins(), Path::new("/a"));
-        assert_eq!(settings.containerd.snapshotter, "overlayfs");
-    }
-
-    #[test]
-    fn another_network_is_noticed() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(other_network(dir.path()), None);
-        std::fs::write(dir.path().join(cni::CONFIGURATION), "").unwrap();
-        std::fs::write(dir.path().join("README"), "").unwrap();
-        assert_eq!(other_network(dir.path()), None);
-        std::fs::write(dir.path().join("05-cilium.conflist"), "").unwrap();
-        assert_eq!(other_network(dir.path()), Some(dir.path().join("05-cilium.conflist")));
     }
 
     #[test]

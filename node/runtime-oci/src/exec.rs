@@ -200,15 +200,14 @@ impl Process {
         let (input_ended, ended) = oneshot::channel();
         let (exit, code) = oneshot::channel();
         let (hold, dropped) = oneshot::channel::<()>();
-        // The program has its ends by now.
-        pipes.held.clear();
-        pipes.held_input = None;
+        pipes.started();
         let stdin = pipes.stdin.take().map(|pipe| Input { pipe: Some(pipe), ended: Some(input_ended) });
         let stdout = pipes.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn AsyncRead + Send + Unpin>);
         let stderr = pipes.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn AsyncRead + Send + Unpin>);
         let has_input = stdin.is_some();
         tasks.spawn(async move {
             let result = self.attend(sizes, has_input.then_some(ended), dropped).await;
+            pipes.held_input = None;
             _ = exit.send(result);
             self.delete().await;
             drop(pipes);
@@ -268,7 +267,7 @@ struct Pipes {
     stdin: Option<pipe::Sender>,
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
-    /// Other ends, held until the program's are open: a pipe without them is at its end.
+    /// Other ends, held until the program's are open: a pipe without them is at its end, or broken.
     held: Vec<pipe::Sender>,
     held_input: Option<pipe::Receiver>,
 }
@@ -299,6 +298,12 @@ impl Pipes {
             pipes.held.push(pipe::OpenOptions::new().open_sender(&path)?);
         }
         Ok(pipes)
+    }
+
+    /// When the program runs: it has its ends of the outputs by now. That of the input is opened at some time after
+    /// the start, and held until the end.
+    fn started(&mut self) {
+        self.held.clear();
     }
 
     /// A name for the program: that of its directory, which is unique.
@@ -358,7 +363,24 @@ impl Drop for Input {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    #[tokio::test]
+    async fn input_waits_for_the_programs_end_of_its_pipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let streams = Streams { stdin: true, stdout: true, stderr: true, tty: false };
+        let mut pipes = Pipes::new(dir.path(), &streams).unwrap();
+        pipes.started();
+        pipes.stdin.as_mut().unwrap().write_all(b"early").await.unwrap();
+        let mut late = pipe::OpenOptions::new().open_receiver(pipes.dir.path().join("stdin")).unwrap();
+        let mut bytes = [0; 5];
+        late.read_exact(&mut bytes).await.unwrap();
+        assert_eq!(&bytes, b"early");
+        // An output is at its end when the program is.
+        assert_eq!(pipes.stdout.as_mut().unwrap().read(&mut bytes).await.unwrap(), 0);
+    }
 
     #[test]
     fn a_program_has_the_containers_rights_and_its_own_arguments() {

@@ -5,7 +5,7 @@
 //! takes images from the node's own [`ImageSource`](ketch_runtime::ImageSource) (`image`), runs further programs
 //! (`exec`) and sends events (`watcher`).
 //!
-//! [`connect`] finds a containerd or starts one under the data directory (`managed`). Pods are networked by
+//! [`connect`] finds a containerd (`existing`) or starts one under the data directory (`managed`). Pods are networked by
 //! [`cni`], which is this program under another name. What is known of a pod is kept in labels and annotations
 //! of what containerd keeps, so a restart forgets nothing.
 
@@ -17,6 +17,7 @@ mod client;
 mod connect;
 mod container;
 mod exec;
+mod existing;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod image;

@@ -201,7 +201,8 @@ impl Managed {
         }
     }
 
-    /// Version 2 is read by containerd 1.6 and 1.7, and by 2.x, which turns it into its own.
+    /// Version 2 is read by containerd 1.6 and 1.7, and by 2.x, which turns it into its own. What a version does not
+    /// know it passes over.
     fn configuration(&self) -> String {
         let quote = |path: &Path| toml_string(&path.to_string_lossy());
         let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
@@ -211,10 +212,14 @@ version = 2
 root = {root}
 state = {state}
 oom_score = -999
-disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart"]
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart"]
 
 [grpc]
   address = {socket}
+
+# From 2.0 on it is on, and takes the socket of the host's containerd away from it.
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 
 [{cri}]
   sandbox_image = "{PAUSE}"
@@ -313,6 +318,7 @@ mod tests {
         let managed = Managed { dir, containerd: "/bin/containerd".into(), oci: "/bin/runc".into() };
         let text = managed.configuration();
         assert!(text.contains("address = \"/data/node/containerd/containerd.sock\""), "{text}");
+        assert!(text.contains("[plugins.\"io.containerd.nri.v1.nri\"]\n  disable = true\n"), "{text}");
         let long = Managed { dir: format!("/{}", "x".repeat(120)).into(), ..managed };
         assert!(long.socket().starts_with("/run/ketch"), "a socket's path has a limit");
     }

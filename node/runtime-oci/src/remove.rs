@@ -2,7 +2,8 @@
 
 use crate::{
     cgroup, cni,
-    connect::{Choice, Options, Unavailable, connect, owner, plugin_directories},
+    connect::{Choice, Options, Unavailable, connect, owner},
+    existing,
 };
 
 /// Ends and removes every pod that the Ketch at this data directory has made, then its containerd, if that is
@@ -15,7 +16,7 @@ pub async fn remove(choice: &Choice, options: &Options) -> Result<(), Unavailabl
         return Ok(());
     }
     let runtime = connect(choice, options).await?;
-    let host = plugin_directories(&runtime).await;
+    let host = existing::plugin_directories(&runtime).await;
     let removed = runtime.remove_all().await;
     let stay = runtime.shutdown().await;
     if let (true, _) | (_, Err(_)) = (stay, &removed) {

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     attach, cgroup,
     client::{Client, QUICK, SLOW, or_gone},
-    container, exec,
+    container, exec, existing,
     image::Images,
     managed::Managed,
     pod::{self, CONTAINER_ID, CONTAINER_NAME, Kept, OWNER, POD_UID},
@@ -178,6 +178,32 @@ impl OciRuntime {
 
     async fn status(&self, id: &str) -> Result<cri::ContainerStatus, Error> {
         status(&self.client, id).await
+    }
+
+    /// Makes a sandbox. When containerd lacks the image that it runs in each, that one is ours from then on.
+    async fn run_sandbox(&self, config: cri::PodSandboxConfig) -> Result<String, Error> {
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let run = || async {
+            let mut runtime = self.client.runtime();
+            let made = runtime.run_pod_sandbox(request.clone());
+            let made = self.client.call("make the pod's sandbox", SLOW, made).await;
+            made.map(|reply| reply.pod_sandbox_id)
+        };
+        let error = match run().await {
+            Err(error) => error,
+            made => return made,
+        };
+        match existing::lacking_sandbox_image(&error.to_string()) {
+            Some(image) => {
+                tracing::info!(
+                    image,
+                    "containerd lacks the image of every pod's own program; it gets Ketch's"
+                );
+                self.images.pull_pause(Some(image)).await?;
+                run().await
+            }
+            None => Err(error),
+        }
     }
 
     async fn remove_sandbox(&self, id: &str) -> Result<(), Error> {
@@ -335,10 +361,8 @@ impl Runtime for OciRuntime {
         if self.limits_pods {
             cgroup::create(&cgroup);
         }
-        let mut runtime = self.client.runtime();
-        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
-        match self.client.call("make the pod's sandbox", SLOW, runtime.run_pod_sandbox(request)).await {
-            Ok(reply) => self.created(&reply.pod_sandbox_id).await,
+        match self.run_sandbox(config).await {
+            Ok(id) => self.created(&id).await,
             Err(error) => {
                 cgroup::remove(&cgroup);
                 Err(error)

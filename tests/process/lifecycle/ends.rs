@@ -149,7 +149,9 @@ fn sidecar(pod: &Pod, mount: &Value) -> Value {
     with(
         with(side, mount.clone()),
         json!({"restartPolicy": "Always", "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
-            "startupProbe": {"exec": {"command": pod.command(&[Cat("/scratch/up")])}, "periodSeconds": 1}}),
+            "startupProbe": {"exec": {"command": pod.command(&[Cat("/scratch/up")])}, "periodSeconds": 1,
+                // A busy machine takes its time; what is meant is what it says.
+                "timeoutSeconds": 20, "failureThreshold": 100}}),
     )
 }
 

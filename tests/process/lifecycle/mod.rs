@@ -4,6 +4,7 @@
 //! what is asserted are facts of the pod's status, spelled out as lines (see [`facts`]). Where the kinds differ
 //! the scenario says so, and `docs/operations.md` lists it.
 
+mod containerds;
 mod ends;
 mod facts;
 mod hardship;
@@ -106,7 +107,7 @@ fn pods_of_both_kinds_live_alike() {
 
 #[test]
 fn pods_live_alike_under_crun() {
-    let Some(containers) = Containers::start_with_crun(190, 191) else { return };
+    let Some(containers) = Containers::start_with_crun(206, 207) else { return };
     live(&containers, &[Kind::Container], |name| OF_THE_RUNTIME.contains(&name));
     let config = std::fs::read_to_string(containers.dir.join("node/containerd/config.toml")).unwrap();
     assert!(config.contains("/crun\""), "containerd has another runtime:\n{config}");

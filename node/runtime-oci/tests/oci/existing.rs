@@ -9,7 +9,7 @@ use std::{
 use ketch_runtime::{ContainerId, ContainerSpec, ContainerState, PodId, PodSandbox, Runtime};
 use ketch_runtime_oci::{Choice, Options, connect};
 
-use crate::rig::{BUSYBOX, PATIENCE, images, nothing_left};
+use crate::rig::{BUSYBOX, PATIENCE, Rig, images, nothing_left};
 
 /// Ends with the test, however that ends.
 struct Existing(Child);
@@ -24,12 +24,20 @@ state = "{shown}/state"
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
   address = "{shown}/containerd.sock"
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 [plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "127.0.0.1:1/nowhere/pause:1"
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{shown}/bin"
     conf_dir = "{shown}/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+    # Without a runtime containerd 2 forgets the line above when it reads version 2.
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
 "#
         );
         let path = dir.join("containerd.toml");
@@ -102,8 +110,31 @@ async fn a_containerd_of_the_host_is_joined_unless_it_has_a_network() {
     tokio::time::timeout(PATIENCE, over).await.expect("it ends");
     let text = std::fs::read_to_string(&log).unwrap();
     assert!(text.contains("198.19.255.77/32"), "{text}");
+    let unpacked = |snapshotter: &str| {
+        let path = format!("root/io.containerd.snapshotter.v1.{snapshotter}/snapshots");
+        std::fs::read_dir(dir.path().join(path)).map_or(0, |entries| entries.flatten().count())
+    };
+    assert_eq!((unpacked("native") > 1, unpacked("overlayfs")), (true, 0), "its own snapshotter is used");
     runtime.remove_pod(&pod.id).await.unwrap();
     runtime.shutdown().await;
     drop(existing);
     nothing_left(dir.path()).await;
+}
+
+/// What containerd makes outside its own directories, unless it is told otherwise.
+fn outside() -> Vec<Option<(u64, std::time::SystemTime)>> {
+    use std::os::unix::fs::MetadataExt;
+    let look = |path: &str| {
+        let data = std::fs::symlink_metadata(path).ok()?;
+        Some((data.ino(), data.modified().unwrap()))
+    };
+    ["/run/nri/nri.sock", "/opt/containerd", "/opt/nri"].into_iter().map(look).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_our_own_takes_nothing_from_the_hosts() {
+    let before = outside();
+    let Some(rig) = Rig::new().await else { return };
+    assert_eq!(outside(), before);
+    rig.done().await;
 }
