@@ -1,7 +1,6 @@
-//! Cluster names over UDP, beside an authoritative server with the same names.
-//!
-//! The usual server for this, CoreDNS, is in no Debian release; NSD, which answers from prepared packets
-//! and does nothing else, is the harder one. Both servers have one core, `dnsperf` has another.
+//! Cluster names over UDP, beside servers with the same names: NSD, which answers from prepared packets and does
+//! nothing else, and CoreDNS where `coredns` is on the path (it is in no Debian release). CoreDNS gets the Services
+//! from the same API. Each server has one core, `dnsperf` has another.
 
 use std::{fmt::Write as _, fs, path::Path, process::Command};
 
@@ -30,24 +29,46 @@ pub(crate) fn run() -> Result<Vec<Row>> {
     let queries = directory.path().join("queries");
     fs::write(&queries, names.iter().map(|(name, _)| format!("{name} A\n")).collect::<String>())?;
     let ours = cluster.address("dns-addr")?;
-    let (peer, theirs) = nsd(directory.path(), &names)?;
-    for pid in [cluster.process.id(), peer.id()] {
+    let mut peers = vec![nsd(directory.path(), &names)?];
+    if Command::new("coredns").arg("-version").output().is_ok() {
+        for (name, plugins) in [("CoreDNS", ""), ("CoreDNS with its cache", "cache 30")] {
+            peers.push(coredns(directory.path(), &cluster, name, plugins)?);
+        }
+    } else {
+        println!("no coredns on the path: measured beside NSD only");
+    }
+    for pid in peers.iter().map(|peer| peer.process.id()).chain([cluster.process.id()]) {
         pin(pid)?;
     }
-    let (mut us, mut them) = (Vec::new(), Vec::new());
     let last = names.last().context("no Services")?;
-    until("cluster names", || dnsperf(&ours, &queries, "1").ok().filter(|rate| *rate > 0.0))?;
+    for address in peers.iter().map(|peer| &peer.address).chain([&ours]) {
+        until("cluster names", || dnsperf(address, &queries, "1").ok().filter(|rate| *rate > 0.0))?;
+    }
+    let (mut us, mut them) = (Vec::new(), vec![Vec::new(); peers.len()]);
     for _ in 0..ROUNDS {
         us.push(dnsperf(&ours, &queries, SECONDS)?);
-        them.push(dnsperf(&theirs, &queries, SECONDS)?);
+        for (peer, rates) in peers.iter().zip(&mut them) {
+            rates.push(dnsperf(&peer.address, &queries, SECONDS)?);
+        }
     }
-    let (us, them) = (median(&mut us), median(&mut them));
-    Ok(vec![Row {
-        what: format!("DNS: {SERVICES} cluster names such as {}, one core", last.0),
-        ours: format!("{us:.0} queries/s"),
-        peer: format!("NSD {them:.0} queries/s"),
-        ratio: format!("{:.2}", us / them),
-    }])
+    let us = median(&mut us);
+    let row = |(peer, rates): (&Peer, &mut Vec<f64>)| {
+        let them = median(rates);
+        Row {
+            what: format!("DNS: {SERVICES} cluster names such as {}, one core", last.0),
+            ours: format!("{us:.0} queries/s"),
+            peer: format!("{} {them:.0} queries/s", peer.name),
+            ratio: format!("{:.2}", us / them),
+        }
+    };
+    Ok(peers.iter().zip(&mut them).map(row).collect())
+}
+
+/// Another server.
+struct Peer {
+    name: &'static str,
+    process: Process,
+    address: String,
 }
 
 /// Makes the Services; names with their addresses.
@@ -70,7 +91,7 @@ async fn services(cluster: &Cluster) -> Result<Vec<(String, String)>> {
 }
 
 /// NSD with the names, on a port of its own.
-fn nsd(directory: &Path, names: &[(String, String)]) -> Result<(Process, String)> {
+fn nsd(directory: &Path, names: &[(String, String)]) -> Result<Peer> {
     let mut zone = String::from(
         "$ORIGIN cluster.local.\n$TTL 5\n@ IN SOA ns hostmaster 1 7200 1800 86400 5\n@ IN NS ns\nns IN A 127.0.0.1\n",
     );
@@ -78,7 +99,7 @@ fn nsd(directory: &Path, names: &[(String, String)]) -> Result<(Process, String)
         writeln!(zone, "{name}. IN A {address}")?;
     }
     fs::write(directory.join("zone"), zone)?;
-    let port = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = free_port()?;
     let at = directory.display();
     let config = format!(
         "server:\n  ip-address: 127.0.0.1@{port}\n  server-count: 1\n  username: \"\"\n  pidfile: \"\"\n  \
@@ -91,7 +112,27 @@ fn nsd(directory: &Path, names: &[(String, String)]) -> Result<(Process, String)
     let process = Process::start(Command::new("nsd").args(["-d", "-c"]).arg(&file))?;
     let address = format!("127.0.0.1:{port}");
     until("nsd", || std::net::TcpStream::connect(&address).ok())?;
-    Ok((process, address))
+    Ok(Peer { name: "NSD", process, address })
+}
+
+/// CoreDNS with what the API of `cluster` has, and more `plugins`.
+fn coredns(directory: &Path, cluster: &Cluster, name: &'static str, plugins: &str) -> Result<Peer> {
+    let port = free_port()?;
+    let config = format!(
+        "cluster.local:{port} {{\n bind 127.0.0.1\n errors\n {plugins}\n \
+         kubernetes cluster.local {{\n  kubeconfig {}\n  ttl 5\n }}\n}}\n",
+        cluster.kubeconfig().display()
+    );
+    let file = directory.join(format!("Corefile-{port}"));
+    fs::write(&file, config)?;
+    let process = Process::start(Command::new("coredns").env("GOMAXPROCS", "1").arg("-conf").arg(&file))?;
+    let address = format!("127.0.0.1:{port}");
+    until("coredns", || std::net::TcpStream::connect(&address).ok())?;
+    Ok(Peer { name, process, address })
+}
+
+fn free_port() -> Result<u16> {
+    Ok(std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Queries answered per second, with more in flight than a core can keep up with.

@@ -12,6 +12,7 @@ mod fuzz;
 mod guests;
 mod images;
 mod shell;
+mod suites;
 mod test;
 mod tidy;
 mod tools;

@@ -6,8 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     console, debian, guests, images,
-    shell::{cargo, find_first, output, program, root, say, step, tools_dir},
-    tidy, tools, up,
+    shell::{cargo, find_first, output, program, root, run as run_command, say, step, tools_dir},
+    suites::{self, Suite},
+    tidy, tools,
 };
 
 type Step = (&'static str, fn() -> Result<()>);
@@ -20,7 +21,7 @@ const STEPS: &[Step] = &[
     ("workloads", guests::build),
     ("container images", images::build),
     ("foreign workloads", guests::build_foreign),
-    ("binary", || up::build_binary(true).map(drop)),
+    ("build", || suites::build().map(drop)),
     ("unit tests", unit),
     ("other containerds", other_containerds),
     ("integration tests", integration),
@@ -63,46 +64,40 @@ fn console_size() -> Result<()> {
 }
 
 fn unit() -> Result<()> {
-    crate::shell::run(cargo().args([
-        "test",
-        "--quiet",
-        "--workspace",
-        "--exclude",
-        "ketch-ui",
-        "--exclude",
-        "ketch-tests",
-    ]))
+    suites::build()?.iter().filter(|suite| !suite.is_integration()).try_for_each(Suite::run)
 }
 
 fn integration() -> Result<()> {
     if tools::registry().is_none() {
         say("    Debian's docker-registry cannot be had here: registries with passwords are not tested");
     }
-    // What was waited for is in the panic's message; a backtrace would bury it.
-    crate::shell::run(cargo().args(["test", "--package", "ketch-tests"]).env("RUST_BACKTRACE", "0"))?;
-    match tools::oldest_kubectl() {
-        Some(kubectl) => {
-            let tests = ["test", "--quiet", "--package", "ketch-tests", "process::kubectl"];
-            crate::shell::run(cargo().args(tests).env("KUBECTL", kubectl))
-        }
-        None => {
-            say("    Debian's kubectl cannot be had here: only this machine's was tested");
-            Ok(())
+    let kubectl = tools::oldest_kubectl();
+    if kubectl.is_none() {
+        say("    Debian's kubectl cannot be had here: only this machine's is tested");
+    }
+    for suite in suites::build()?.iter().filter(|suite| suite.is_integration()) {
+        // What was waited for is in the panic's message; a backtrace would bury it.
+        run_command(suite.command().env("RUST_BACKTRACE", "0"))?;
+        if let Some(kubectl) = &kubectl {
+            run_command(suite.command().args(["--quiet", "process::kubectl"]).env("KUBECTL", kubectl))?;
         }
     }
+    Ok(())
 }
 
 /// The container runtime's own suite with other releases of containerd, beside each other: they wait more than they
 /// work. The integration tests find them, too.
 fn other_containerds() -> Result<()> {
     let containerds = debian::containerds();
+    let suites = suites::build()?;
     let run = |programs: &PathBuf| {
-        let mut command = cargo();
-        find_first(&mut command, &[programs.clone(), tools_dir().join("bin")]);
-        // The packages of the unit tests, as they are built.
-        command.args(["test", "--quiet", "--workspace", "--exclude", "ketch-ui", "--exclude", "ketch-tests"]);
-        command.args(["--test", "oci"]).env("RUST_TEST_THREADS", "4").env("RUST_BACKTRACE", "0");
-        crate::shell::run(&mut command).with_context(|| format!("with {}", programs.display()))
+        for suite in suites.iter().filter(|suite| suite.name == "oci") {
+            let mut command = suite.command();
+            find_first(&mut command, &[programs.clone(), tools_dir().join("bin")]);
+            command.arg("--quiet").env("RUST_TEST_THREADS", "4").env("RUST_BACKTRACE", "0");
+            run_command(&mut command).with_context(|| format!("with {}", programs.display()))?;
+        }
+        Ok(())
     };
     std::thread::scope(|scope| {
         let suites: Vec<_> = containerds.iter().map(|programs| scope.spawn(|| run(programs))).collect();
