@@ -4,8 +4,8 @@
 //! endpoints and the outbound policy are `ketch-net`'s.
 
 use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -22,6 +22,7 @@ use ketch_api::{
 };
 use ketch_net::{
     Cidr, Listeners, Pattern, Policy, Table, Transport,
+    isolation::Door,
     names::{self, Answer},
     policy::canonical,
     services::Choice,
@@ -65,6 +66,22 @@ pub struct NetworkConfig {
     pub node_addresses: Vec<IpAddr>,
     /// Addresses of the API server, registry, datastore, …
     pub control_plane: Vec<SocketAddr>,
+    /// Where this node hands connections on to the API; `None`: pods use the endpoints of the Service.
+    pub door: Option<SocketAddrV4>,
+}
+
+/// Where a connection goes.
+struct Route {
+    /// What is dialled.
+    to: SocketAddr,
+    /// What it is judged as: the door to the API counts as the API.
+    as_if: SocketAddr,
+}
+
+impl Route {
+    fn straight(to: SocketAddr) -> Self {
+        Self { to, as_if: to }
+    }
 }
 
 /// By pod and address: names it was looked up by, and until when they count.
@@ -94,6 +111,7 @@ impl ClusterNetwork {
     /// cluster are unknown.
     pub fn start(client: kube::Client, config: NetworkConfig) -> Arc<Self> {
         let judge = Arc::new(Judge::new(false));
+        judge.behind_door(config.door.map(|at| Door { at, leads_to: BTreeSet::new() }));
         let network = Arc::new(Self { judge, ..Self::fixed(Table::default(), config) });
         network.tasks.spawn(follow(Arc::clone(&network), client.clone()));
         let judge = Arc::clone(&network.judge);
@@ -107,7 +125,7 @@ impl ClusterNetwork {
         let policy = Policy {
             cluster: config.pod_cidrs.iter().chain(&config.service_cidrs).copied().collect(),
             node: config.node_addresses.clone(),
-            control_plane: config.control_plane.clone(),
+            control_plane: config.control_plane.iter().copied().chain(config.door.map(Into::into)).collect(),
         };
         let stop = CancellationToken::new();
         Self {
@@ -258,6 +276,10 @@ impl ClusterNetwork {
         Ok(target)
     }
 
+    fn is_door(&self, target: SocketAddr) -> bool {
+        self.config.door.is_some_and(|door| SocketAddr::from(door) == target)
+    }
+
     fn route_as(
         &self,
         pod: &PodSandbox,
@@ -265,9 +287,12 @@ impl ClusterNetwork {
         transport: Transport,
         names: &[&str],
     ) -> Result<SocketAddr, Error> {
-        let route = self.choose(pod, target, transport, names)?;
-        let allowed = self.judge.current().check(pod, route, transport);
-        allowed.map_err(|reason| Error::Config(format!("{route}: {reason}")))?;
+        let Route { to: route, as_if } = self.choose(pod, target, transport, names)?;
+        let allowed = self.judge.current().check(pod, as_if, transport);
+        allowed.map_err(|reason| Error::Config(format!("{as_if}: {reason}")))?;
+        if self.is_door(route) {
+            return Ok(route);
+        }
         let named = canonical(target.ip()) == route.ip()
             && patterns(pod).iter().any(|pattern| pattern.names(route.ip(), route.port(), names));
         let sandboxed = pod.network_namespace.is_some() && (route.ip() == pod.ip || route.ip().is_loopback());
@@ -280,7 +305,7 @@ impl ClusterNetwork {
         target: SocketAddr,
         transport: Transport,
         names: &[&str],
-    ) -> Result<SocketAddr, Error> {
+    ) -> Result<Route, Error> {
         let patterns = patterns(pod);
         let address = canonical(target.ip());
         let target = SocketAddr::new(address, target.port());
@@ -289,20 +314,30 @@ impl ClusterNetwork {
         if own && pod.network_namespace.is_some() {
             // The pod's own loopback, shared with its containers: nothing of the node is there.
             let unspecified = address.is_unspecified();
-            return Ok(if unspecified { SocketAddr::new(LOCALHOST, target.port()) } else { target });
+            let port = target.port();
+            return Ok(Route::straight(if unspecified { SocketAddr::new(LOCALHOST, port) } else { target }));
         }
         if own {
             // A pod's loopback is the pod itself; the node's only when a pattern says so.
             let node = self.policy.check(&patterns, target, names).is_ok() && address != pod.ip;
-            return Ok(if node { target } else { SocketAddr::new(pod.ip, target.port()) });
+            return Ok(Route::straight(if node { target } else { SocketAddr::new(pod.ip, target.port()) }));
         }
         let table = self.table.load();
+        let door = self.config.door.map(SocketAddr::from);
         match table.choose(pod.ip, target, transport, self.turn.fetch_add(1, Ordering::Relaxed)) {
             Choice::Endpoint((namespace, name), endpoint) => {
                 let service =
                     if is_api(&table, endpoint) { API } else { (namespace.as_str(), name.as_str()) };
                 self.policy.check_service(&patterns, service, target, endpoint).map_err(denied)?;
-                Ok(endpoint)
+                let door = door.filter(|_| (namespace.as_str(), name.as_str()) == API);
+                Ok(Route { to: door.unwrap_or(endpoint), as_if: endpoint })
+            }
+            // The door leads where the node knows the API to be, whether others are told or not.
+            Choice::Empty((namespace, name))
+                if (namespace.as_str(), name.as_str()) == API && door.is_some() =>
+            {
+                self.policy.check_service(&patterns, API, target, target).map_err(denied)?;
+                Ok(Route { to: door.unwrap_or(target), as_if: behind_door(&table).next().unwrap_or(target) })
             }
             Choice::Empty((namespace, name)) => Err(Error::Config(format!(
                 "Service {namespace}/{name} has no ready endpoint on port {}",
@@ -312,12 +347,14 @@ impl ClusterNetwork {
                 Err(Error::Config(format!("no Service has the address and port {target}")))
             }
             // Whoever knows where the Service of the API leads does without it.
-            Choice::NotService if is_api(&table, target) => {
+            Choice::NotService if is_api(&table, target) || self.is_door(target) => {
                 let allowed = self.policy.check_service(&patterns, API, target, target);
-                allowed.map(|()| target).map_err(denied)
+                let behind = behind_door(&table).next().filter(|_| self.is_door(target));
+                allowed.map(|()| Route { to: target, as_if: behind.unwrap_or(target) }).map_err(denied)
             }
             Choice::NotService => {
-                self.policy.check(&patterns, target, names).map(|()| target).map_err(denied)
+                let allowed = self.policy.check(&patterns, target, names);
+                allowed.map(|()| Route::straight(target)).map_err(denied)
             }
         }
     }
@@ -385,11 +422,30 @@ fn read_listeners(transport: Transport) -> Listeners {
 /// The Service of the API.
 const API: (&str, &str) = ("default", API_SERVICE);
 
+/// Where the API answers.
+fn api_endpoints(table: &Table) -> impl Iterator<Item = SocketAddr> + '_ {
+    let members = table.entry(API.0, API.1).into_iter().flat_map(|entry| &entry.endpoints);
+    members.flat_map(|member| member.ports.iter().map(|port| SocketAddr::new(member.address, port.number)))
+}
+
+/// What the door to the API stands for: where the API answers, or its Service when that is on loopback and nobody is
+/// told.
+fn behind_door(table: &Table) -> impl Iterator<Item = SocketAddr> + '_ {
+    let entry = table.entry(API.0, API.1).filter(|entry| entry.endpoints.is_empty());
+    let fronts = entry.into_iter().flat_map(|entry| {
+        let ports = entry.ports.iter().filter(|port| port.transport == Transport::Tcp);
+        ports.flat_map(|port| entry.addresses.iter().map(|ip| SocketAddr::new(*ip, port.number)))
+    });
+    api_endpoints(table).chain(fronts)
+}
+
 /// Whether the API answers there.
 fn is_api(table: &Table, target: SocketAddr) -> bool {
-    let members = table.entry(API.0, API.1).into_iter().flat_map(|entry| &entry.endpoints);
-    let mut at = members.filter(|member| member.address == target.ip());
-    at.any(|member| member.ports.iter().any(|port| port.number == target.port()))
+    api_endpoints(table).any(|endpoint| endpoint == target)
+}
+
+fn four(address: SocketAddr) -> Option<SocketAddrV4> {
+    if let SocketAddr::V4(address) = address { Some(address) } else { None }
 }
 
 /// The pod's patterns; ones that cannot be read allow nothing.
@@ -436,7 +492,14 @@ async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
             }
         })
         .await;
-        network.table.store(Arc::new(Table::build(services.objects.values(), slices.objects.values())));
+        let table = Table::build(services.objects.values(), slices.objects.values());
+        network.judge.behind_door(
+            network
+                .config
+                .door
+                .map(|at| Door { at, leads_to: behind_door(&table).filter_map(four).collect() }),
+        );
+        network.table.store(Arc::new(table));
         if services.complete && slices.complete {
             network.changes.send_modify(|changes| *changes += 1);
         }
