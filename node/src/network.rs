@@ -18,14 +18,14 @@ use async_trait::async_trait;
 use futures::{Stream, StreamExt, TryStreamExt, stream::select};
 use ketch_api::{
     k8s::api::{core::v1::Service, discovery::v1::EndpointSlice},
-    names::API_SERVICE,
+    names::{API_SERVICE, CLUSTER_DOMAIN},
 };
 use ketch_net::{
     Cidr, Listeners, Pattern, Policy, Table, Transport,
     isolation::Door,
     names::{self, Answer},
     policy::canonical,
-    services::Choice,
+    services::{Choice, EntryPort},
 };
 use ketch_runtime::{Error, Network, PodSandbox, Protocol};
 use kube::{
@@ -408,6 +408,21 @@ impl Network for ClusterNetwork {
             _ => Ok(allowed.into_iter().flatten().collect()),
         }
     }
+
+    fn is_api(&self, pod: &PodSandbox, host: &str, port: u16) -> bool {
+        let table = self.table.load();
+        let Some(entry) = table.entry(API.0, API.1) else { return false };
+        // The pod's own table of hosts, or an alias, may lead the names elsewhere.
+        let leads_there = match self.answer(pod, host) {
+            Answer::Addresses(found) => {
+                !found.is_empty() && found.iter().all(|ip| entry.addresses.contains(ip))
+            }
+            _ => false,
+        };
+        let is_port = |one: &EntryPort| (one.number, one.transport) == (port, Transport::Tcp);
+        let named = host.parse::<IpAddr>().is_ok() || is_api_name(&pod.namespace, host);
+        leads_there && named && entry.ports.iter().any(is_port)
+    }
 }
 
 fn read_listeners(transport: Transport) -> Listeners {
@@ -442,6 +457,16 @@ fn behind_door(table: &Table) -> impl Iterator<Item = SocketAddr> + '_ {
 /// Whether the API answers there.
 fn is_api(table: &Table, target: SocketAddr) -> bool {
     api_endpoints(table).any(|endpoint| endpoint == target)
+}
+
+/// Whether a name means the API: one of its Service, in full, or completed as a pod of `namespace` does.
+fn is_api_name(namespace: &str, name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_suffix('.').unwrap_or(&name);
+    let name = name.strip_suffix(&format!(".{CLUSTER_DOMAIN}")).unwrap_or(name);
+    let name = name.strip_suffix(".svc").unwrap_or(name);
+    let (service, home) = name.split_once('.').unwrap_or((name, namespace));
+    (home, service) == API
 }
 
 fn four(address: SocketAddr) -> Option<SocketAddrV4> {

@@ -84,6 +84,7 @@ pub(crate) async fn start(
         dns: options.dns_addr,
         // Its pods reach the endpoint as it is.
         door: None,
+        authority: server.pki().ca_pem().to_owned(),
     };
     let machine = Machine::start(membership, front).await?;
     let _ = precompiler.wasm.set((machine.wasm.clone(), tokio::runtime::Handle::current()));

@@ -61,6 +61,8 @@ pub(crate) struct Membership {
     pub(crate) dns: Option<SocketAddr>,
     /// Where pods of this node reach the API; `None`: at the endpoint of its Service.
     pub(crate) door: Option<SocketAddrV4>,
+    /// Certificate of the cluster's authority, PEM.
+    pub(crate) authority: String,
 }
 
 /// A node, its gateway and its runtime.
@@ -117,8 +119,11 @@ impl Machine {
         );
         let compiler = Arc::new(ProcessCompiler::current_exe().context("find this program")?);
         let dir = membership.data_dir.join("node/wasm");
-        let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
-        let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
+        let wasm = ketch_runtime_wasm::Options {
+            authority: Some(membership.authority.clone()),
+            ..ketch_runtime_wasm::Options::new(dir, network.clone(), compiler)
+        };
+        let wasm = Arc::new(WasmRuntime::new(wasm).context("start the Wasm runtime")?);
         let proxy = LocalProxy::start(&membership, &network).await;
         // The node tells its pods where DNS is, and DNS asks the node whose an address is.
         let pods = Arc::new(OnceLock::<Namespaces>::new());

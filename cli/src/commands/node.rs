@@ -141,6 +141,7 @@ async fn start(
         relay: member.relay(),
         dns: options.dns_addr,
         door: open_door(member, own, services, &addresses)?,
+        authority: member.authority().to_owned(),
     };
     Machine::start(membership, front).await
 }

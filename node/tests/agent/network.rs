@@ -115,6 +115,41 @@ async fn the_door_leads_on_when_nobody_is_told_where_the_api_is() {
 }
 
 #[tokio::test]
+async fn only_the_names_of_the_api_mean_it() {
+    let network = ClusterNetwork::fixed(leading_to_the_api(&[API, ("disguise", "127.43.0.7")]), config());
+    let at_home = sandbox(&["*"]);
+    let elsewhere = PodSandbox { namespace: "shop".into(), ..sandbox(&["*"]) };
+    let led_astray = PodSandbox {
+        hosts: [("kubernetes.default".to_owned(), vec!["203.0.113.5".parse().unwrap()])].into(),
+        ..sandbox(&["*"])
+    };
+    let renamed = PodSandbox {
+        hosts: [("api.example".to_owned(), vec!["127.43.0.1".parse().unwrap()])].into(),
+        ..sandbox(&["*"])
+    };
+    for (pod, host, port, expected) in [
+        (&at_home, "kubernetes", 443, true),
+        (&at_home, "Kubernetes.Default", 443, true),
+        (&at_home, "127.43.0.1", 443, true),
+        (&at_home, "kubernetes", 6443, false),
+        (&at_home, "disguise", 443, false),
+        (&at_home, "127.43.0.7", 443, false),
+        (&at_home, "203.0.113.9", 6443, false),
+        (&at_home, "example.com", 443, false),
+        (&at_home, "localhost", 443, false),
+        (&elsewhere, "kubernetes", 443, false),
+        (&elsewhere, "kubernetes.default.svc", 443, true),
+        (&elsewhere, "kubernetes.default.svc.cluster.local.", 443, true),
+        (&elsewhere, "kubernetes.default.example", 443, false),
+        (&led_astray, "kubernetes.default", 443, false),
+        (&led_astray, "kubernetes.default.svc", 443, true),
+        (&renamed, "api.example", 443, false),
+    ] {
+        assert_eq!(network.is_api(pod, host, port), expected, "{host}:{port} in {}", pod.namespace);
+    }
+}
+
+#[tokio::test]
 async fn the_api_is_reached_by_who_names_it() {
     let table = leading_to_the_api(&[API, ("disguise", "127.43.0.7")]);
     let network = ClusterNetwork::fixed(table, config());
