@@ -3,6 +3,8 @@
 //! Services and EndpointSlices are watched into a [`Table`] that readers swap in without a lock; names,
 //! endpoints and the outbound policy are `ketch-net`'s.
 
+mod api;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -13,13 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::API;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, TryStreamExt, stream::select};
-use ketch_api::{
-    k8s::api::{core::v1::Service, discovery::v1::EndpointSlice},
-    names::{API_SERVICE, CLUSTER_DOMAIN},
-};
+use ketch_api::k8s::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use ketch_net::{
     Cidr, Listeners, Pattern, Policy, Table, Transport,
     isolation::Door,
@@ -299,6 +299,28 @@ impl ClusterNetwork {
         if named || sandboxed { Ok(route) } else { self.check_host(route, transport) }
     }
 
+    /// Where a connection to a port of a Service goes.
+    fn by_service(
+        &self,
+        table: &Table,
+        patterns: &[Pattern],
+        (namespace, name): &(String, String),
+        target: SocketAddr,
+        endpoint: Option<SocketAddr>,
+    ) -> Result<Route, Error> {
+        let own = (namespace.as_str(), name.as_str());
+        let door = self.config.door.filter(|_| own == API).map(SocketAddr::from);
+        // The door leads where the node knows the API to be, whether others are told or not.
+        let behind = || door.and_then(|_| api::behind_door(table).next());
+        let endpoint = endpoint.or_else(behind).ok_or_else(|| {
+            let port = target.port();
+            Error::Config(format!("Service {namespace}/{name} has no ready endpoint on port {port}"))
+        })?;
+        let service = if api::is_at(table, endpoint) { API } else { own };
+        self.policy.check_service(patterns, service, target, endpoint).map_err(denied)?;
+        Ok(Route { to: door.unwrap_or(endpoint), as_if: endpoint })
+    }
+
     fn choose(
         &self,
         pod: &PodSandbox,
@@ -323,33 +345,18 @@ impl ClusterNetwork {
             return Ok(Route::straight(if node { target } else { SocketAddr::new(pod.ip, target.port()) }));
         }
         let table = self.table.load();
-        let door = self.config.door.map(SocketAddr::from);
         match table.choose(pod.ip, target, transport, self.turn.fetch_add(1, Ordering::Relaxed)) {
-            Choice::Endpoint((namespace, name), endpoint) => {
-                let service =
-                    if is_api(&table, endpoint) { API } else { (namespace.as_str(), name.as_str()) };
-                self.policy.check_service(&patterns, service, target, endpoint).map_err(denied)?;
-                let door = door.filter(|_| (namespace.as_str(), name.as_str()) == API);
-                Ok(Route { to: door.unwrap_or(endpoint), as_if: endpoint })
+            Choice::Endpoint(service, endpoint) => {
+                self.by_service(&table, &patterns, service, target, Some(endpoint))
             }
-            // The door leads where the node knows the API to be, whether others are told or not.
-            Choice::Empty((namespace, name))
-                if (namespace.as_str(), name.as_str()) == API && door.is_some() =>
-            {
-                self.policy.check_service(&patterns, API, target, target).map_err(denied)?;
-                Ok(Route { to: door.unwrap_or(target), as_if: behind_door(&table).next().unwrap_or(target) })
-            }
-            Choice::Empty((namespace, name)) => Err(Error::Config(format!(
-                "Service {namespace}/{name} has no ready endpoint on port {}",
-                target.port()
-            ))),
+            Choice::Empty(service) => self.by_service(&table, &patterns, service, target, None),
             Choice::NotService if self.config.service_cidrs.iter().any(|range| range.contains(address)) => {
                 Err(Error::Config(format!("no Service has the address and port {target}")))
             }
             // Whoever knows where the Service of the API leads does without it.
-            Choice::NotService if is_api(&table, target) || self.is_door(target) => {
+            Choice::NotService if api::is_at(&table, target) || self.is_door(target) => {
                 let allowed = self.policy.check_service(&patterns, API, target, target);
-                let behind = behind_door(&table).next().filter(|_| self.is_door(target));
+                let behind = api::behind_door(&table).next().filter(|_| self.is_door(target));
                 allowed.map(|()| Route { to: target, as_if: behind.unwrap_or(target) }).map_err(denied)
             }
             Choice::NotService => {
@@ -420,7 +427,7 @@ impl Network for ClusterNetwork {
             _ => false,
         };
         let is_port = |one: &EntryPort| (one.number, one.transport) == (port, Transport::Tcp);
-        let named = host.parse::<IpAddr>().is_ok() || is_api_name(&pod.namespace, host);
+        let named = host.parse::<IpAddr>().is_ok() || api::is_name(&pod.namespace, host);
         leads_there && named && entry.ports.iter().any(is_port)
     }
 }
@@ -432,41 +439,6 @@ fn read_listeners(transport: Transport) -> Listeners {
         listeners.add(&std::fs::read_to_string(format!("/proc/self/net/{table}")).unwrap_or_default());
     }
     listeners
-}
-
-/// The Service of the API.
-const API: (&str, &str) = ("default", API_SERVICE);
-
-/// Where the API answers.
-fn api_endpoints(table: &Table) -> impl Iterator<Item = SocketAddr> + '_ {
-    let members = table.entry(API.0, API.1).into_iter().flat_map(|entry| &entry.endpoints);
-    members.flat_map(|member| member.ports.iter().map(|port| SocketAddr::new(member.address, port.number)))
-}
-
-/// What the door to the API stands for: where the API answers, or its Service when that is on loopback and nobody is
-/// told.
-fn behind_door(table: &Table) -> impl Iterator<Item = SocketAddr> + '_ {
-    let entry = table.entry(API.0, API.1).filter(|entry| entry.endpoints.is_empty());
-    let fronts = entry.into_iter().flat_map(|entry| {
-        let ports = entry.ports.iter().filter(|port| port.transport == Transport::Tcp);
-        ports.flat_map(|port| entry.addresses.iter().map(|ip| SocketAddr::new(*ip, port.number)))
-    });
-    api_endpoints(table).chain(fronts)
-}
-
-/// Whether the API answers there.
-fn is_api(table: &Table, target: SocketAddr) -> bool {
-    api_endpoints(table).any(|endpoint| endpoint == target)
-}
-
-/// Whether a name means the API: one of its Service, in full, or completed as a pod of `namespace` does.
-fn is_api_name(namespace: &str, name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let name = name.strip_suffix('.').unwrap_or(&name);
-    let name = name.strip_suffix(&format!(".{CLUSTER_DOMAIN}")).unwrap_or(name);
-    let name = name.strip_suffix(".svc").unwrap_or(name);
-    let (service, home) = name.split_once('.').unwrap_or((name, namespace));
-    (home, service) == API
 }
 
 fn four(address: SocketAddr) -> Option<SocketAddrV4> {
@@ -522,7 +494,7 @@ async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
             network
                 .config
                 .door
-                .map(|at| Door { at, leads_to: behind_door(&table).filter_map(four).collect() }),
+                .map(|at| Door { at, leads_to: api::behind_door(&table).filter_map(four).collect() }),
         );
         network.table.store(Arc::new(table));
         if services.complete && slices.complete {
