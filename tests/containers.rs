@@ -287,7 +287,10 @@ fn launch_with_crun() -> Command {
 }
 
 /// Ends the containerd of a directory, its shims and their containers, and takes away what they mounted.
-fn end_containers(dir: &Path) {
+///
+/// # Panics
+/// When they do not end.
+pub fn end_containers(dir: &Path) {
     let deadline = Instant::now() + Duration::from_secs(10);
     let (mut shims, mut groups) = (BTreeSet::new(), BTreeSet::new());
     // Again, because a container may be on its way while containerd ends.

@@ -26,7 +26,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use containers::Containers;
+pub use containers::{Containers, end_containers};
 pub use disk::SmallDisk;
 pub use registry::{Authority, PASSWORD, Registry, Secured};
 use serde_json::Value;

@@ -3,9 +3,11 @@
 //! Services and EndpointSlices are watched into a [`Table`] that readers swap in without a lock; names,
 //! endpoints and the outbound policy are `ketch-net`'s.
 
+mod api;
+
 use std::{
-    collections::HashMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,18 +15,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use api::API;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use futures::{Stream, StreamExt, TryStreamExt, stream::select};
-use ketch_api::{
-    k8s::api::{core::v1::Service, discovery::v1::EndpointSlice},
-    names::API_SERVICE,
-};
+use ketch_api::k8s::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use ketch_net::{
     Cidr, Listeners, Pattern, Policy, Table, Transport,
+    isolation::Door,
     names::{self, Answer},
     policy::canonical,
-    services::Choice,
+    services::{Choice, EntryPort},
 };
 use ketch_runtime::{Error, Network, PodSandbox, Protocol};
 use kube::{
@@ -65,6 +66,22 @@ pub struct NetworkConfig {
     pub node_addresses: Vec<IpAddr>,
     /// Addresses of the API server, registry, datastore, …
     pub control_plane: Vec<SocketAddr>,
+    /// Where this node hands connections on to the API; `None`: pods use the endpoints of the Service.
+    pub door: Option<SocketAddrV4>,
+}
+
+/// Where a connection goes.
+struct Route {
+    /// What is dialled.
+    to: SocketAddr,
+    /// What it is judged as: the door to the API counts as the API.
+    as_if: SocketAddr,
+}
+
+impl Route {
+    fn straight(to: SocketAddr) -> Self {
+        Self { to, as_if: to }
+    }
 }
 
 /// By pod and address: names it was looked up by, and until when they count.
@@ -94,6 +111,7 @@ impl ClusterNetwork {
     /// cluster are unknown.
     pub fn start(client: kube::Client, config: NetworkConfig) -> Arc<Self> {
         let judge = Arc::new(Judge::new(false));
+        judge.behind_door(config.door.map(|at| Door { at, leads_to: BTreeSet::new() }));
         let network = Arc::new(Self { judge, ..Self::fixed(Table::default(), config) });
         network.tasks.spawn(follow(Arc::clone(&network), client.clone()));
         let judge = Arc::clone(&network.judge);
@@ -107,7 +125,7 @@ impl ClusterNetwork {
         let policy = Policy {
             cluster: config.pod_cidrs.iter().chain(&config.service_cidrs).copied().collect(),
             node: config.node_addresses.clone(),
-            control_plane: config.control_plane.clone(),
+            control_plane: config.control_plane.iter().copied().chain(config.door.map(Into::into)).collect(),
         };
         let stop = CancellationToken::new();
         Self {
@@ -258,6 +276,10 @@ impl ClusterNetwork {
         Ok(target)
     }
 
+    fn is_door(&self, target: SocketAddr) -> bool {
+        self.config.door.is_some_and(|door| SocketAddr::from(door) == target)
+    }
+
     fn route_as(
         &self,
         pod: &PodSandbox,
@@ -265,13 +287,38 @@ impl ClusterNetwork {
         transport: Transport,
         names: &[&str],
     ) -> Result<SocketAddr, Error> {
-        let route = self.choose(pod, target, transport, names)?;
-        let allowed = self.judge.current().check(pod, route, transport);
-        allowed.map_err(|reason| Error::Config(format!("{route}: {reason}")))?;
+        let Route { to: route, as_if } = self.choose(pod, target, transport, names)?;
+        let allowed = self.judge.current().check(pod, as_if, transport);
+        allowed.map_err(|reason| Error::Config(format!("{as_if}: {reason}")))?;
+        if self.is_door(route) {
+            return Ok(route);
+        }
         let named = canonical(target.ip()) == route.ip()
             && patterns(pod).iter().any(|pattern| pattern.names(route.ip(), route.port(), names));
         let sandboxed = pod.network_namespace.is_some() && (route.ip() == pod.ip || route.ip().is_loopback());
         if named || sandboxed { Ok(route) } else { self.check_host(route, transport) }
+    }
+
+    /// Where a connection to a port of a Service goes.
+    fn by_service(
+        &self,
+        table: &Table,
+        patterns: &[Pattern],
+        (namespace, name): &(String, String),
+        target: SocketAddr,
+        endpoint: Option<SocketAddr>,
+    ) -> Result<Route, Error> {
+        let own = (namespace.as_str(), name.as_str());
+        let door = self.config.door.filter(|_| own == API).map(SocketAddr::from);
+        // The door leads where the node knows the API to be, whether others are told or not.
+        let behind = || door.and_then(|_| api::behind_door(table).next());
+        let endpoint = endpoint.or_else(behind).ok_or_else(|| {
+            let port = target.port();
+            Error::Config(format!("Service {namespace}/{name} has no ready endpoint on port {port}"))
+        })?;
+        let service = if api::is_at(table, endpoint) { API } else { own };
+        self.policy.check_service(patterns, service, target, endpoint).map_err(denied)?;
+        Ok(Route { to: door.unwrap_or(endpoint), as_if: endpoint })
     }
 
     fn choose(
@@ -280,7 +327,7 @@ impl ClusterNetwork {
         target: SocketAddr,
         transport: Transport,
         names: &[&str],
-    ) -> Result<SocketAddr, Error> {
+    ) -> Result<Route, Error> {
         let patterns = patterns(pod);
         let address = canonical(target.ip());
         let target = SocketAddr::new(address, target.port());
@@ -289,35 +336,32 @@ impl ClusterNetwork {
         if own && pod.network_namespace.is_some() {
             // The pod's own loopback, shared with its containers: nothing of the node is there.
             let unspecified = address.is_unspecified();
-            return Ok(if unspecified { SocketAddr::new(LOCALHOST, target.port()) } else { target });
+            let port = target.port();
+            return Ok(Route::straight(if unspecified { SocketAddr::new(LOCALHOST, port) } else { target }));
         }
         if own {
             // A pod's loopback is the pod itself; the node's only when a pattern says so.
             let node = self.policy.check(&patterns, target, names).is_ok() && address != pod.ip;
-            return Ok(if node { target } else { SocketAddr::new(pod.ip, target.port()) });
+            return Ok(Route::straight(if node { target } else { SocketAddr::new(pod.ip, target.port()) }));
         }
         let table = self.table.load();
         match table.choose(pod.ip, target, transport, self.turn.fetch_add(1, Ordering::Relaxed)) {
-            Choice::Endpoint((namespace, name), endpoint) => {
-                let service =
-                    if is_api(&table, endpoint) { API } else { (namespace.as_str(), name.as_str()) };
-                self.policy.check_service(&patterns, service, target, endpoint).map_err(denied)?;
-                Ok(endpoint)
+            Choice::Endpoint(service, endpoint) => {
+                self.by_service(&table, &patterns, service, target, Some(endpoint))
             }
-            Choice::Empty((namespace, name)) => Err(Error::Config(format!(
-                "Service {namespace}/{name} has no ready endpoint on port {}",
-                target.port()
-            ))),
+            Choice::Empty(service) => self.by_service(&table, &patterns, service, target, None),
             Choice::NotService if self.config.service_cidrs.iter().any(|range| range.contains(address)) => {
                 Err(Error::Config(format!("no Service has the address and port {target}")))
             }
             // Whoever knows where the Service of the API leads does without it.
-            Choice::NotService if is_api(&table, target) => {
+            Choice::NotService if api::is_at(&table, target) || self.is_door(target) => {
                 let allowed = self.policy.check_service(&patterns, API, target, target);
-                allowed.map(|()| target).map_err(denied)
+                let behind = api::behind_door(&table).next().filter(|_| self.is_door(target));
+                allowed.map(|()| Route { to: target, as_if: behind.unwrap_or(target) }).map_err(denied)
             }
             Choice::NotService => {
-                self.policy.check(&patterns, target, names).map(|()| target).map_err(denied)
+                let allowed = self.policy.check(&patterns, target, names);
+                allowed.map(|()| Route::straight(target)).map_err(denied)
             }
         }
     }
@@ -371,6 +415,21 @@ impl Network for ClusterNetwork {
             _ => Ok(allowed.into_iter().flatten().collect()),
         }
     }
+
+    fn is_api(&self, pod: &PodSandbox, host: &str, port: u16) -> bool {
+        let table = self.table.load();
+        let Some(entry) = table.entry(API.0, API.1) else { return false };
+        // The pod's own table of hosts, or an alias, may lead the names elsewhere.
+        let leads_there = match self.answer(pod, host) {
+            Answer::Addresses(found) => {
+                !found.is_empty() && found.iter().all(|ip| entry.addresses.contains(ip))
+            }
+            _ => false,
+        };
+        let is_port = |one: &EntryPort| (one.number, one.transport) == (port, Transport::Tcp);
+        let named = host.parse::<IpAddr>().is_ok() || api::is_name(&pod.namespace, host);
+        leads_there && named && entry.ports.iter().any(is_port)
+    }
 }
 
 fn read_listeners(transport: Transport) -> Listeners {
@@ -382,14 +441,8 @@ fn read_listeners(transport: Transport) -> Listeners {
     listeners
 }
 
-/// The Service of the API.
-const API: (&str, &str) = ("default", API_SERVICE);
-
-/// Whether the API answers there.
-fn is_api(table: &Table, target: SocketAddr) -> bool {
-    let members = table.entry(API.0, API.1).into_iter().flat_map(|entry| &entry.endpoints);
-    let mut at = members.filter(|member| member.address == target.ip());
-    at.any(|member| member.ports.iter().any(|port| port.number == target.port()))
+fn four(address: SocketAddr) -> Option<SocketAddrV4> {
+    if let SocketAddr::V4(address) = address { Some(address) } else { None }
 }
 
 /// The pod's patterns; ones that cannot be read allow nothing.
@@ -436,7 +489,14 @@ async fn follow(network: Arc<ClusterNetwork>, client: kube::Client) {
             }
         })
         .await;
-        network.table.store(Arc::new(Table::build(services.objects.values(), slices.objects.values())));
+        let table = Table::build(services.objects.values(), slices.objects.values());
+        network.judge.behind_door(
+            network
+                .config
+                .door
+                .map(|at| Door { at, leads_to: api::behind_door(&table).filter_map(four).collect() }),
+        );
+        network.table.store(Arc::new(table));
         if services.complete && slices.complete {
             network.changes.send_modify(|changes| *changes += 1);
         }

@@ -98,6 +98,34 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// The server listens where nobody else is told to look: on loopback, as at the near end of a tunnel.
+#[test]
+fn a_component_uses_the_api_where_its_node_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let front = format!("127.0.0.1:{}", free_port());
+    let ketch = server(dir.path(), 98, &["--http-addr", &front]);
+    let _node = join(&ketch, dir.path(), "one", &["--http-addr", &front]);
+    until_ready(&ketch, "one");
+    ketch.deploy("hello", &[]);
+    let account = "--serviceaccount=default:default";
+    ketch.kubectl_ok(&["create", "rolebinding", "look", "--clusterrole=view", account]);
+    ketch.apply(
+        r#"{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "guest",
+            "annotations": {"ketch.dev/outbound": "kubernetes.default.svc:443"}}, "spec": {
+            "runtimeClassName": "ketch-wasm", "containers": [{"name": "main",
+                "image": "ketch.local/default/hello:latest", "ports": [{"containerPort": 8080}]}]}}"#,
+    );
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/guest", "--timeout=60s"]);
+    let address = ketch.kubectl_ok(&["get", "pod", "guest", "-o", "jsonpath={.status.podIP}"]);
+    for host in ["kubernetes.default.svc", "kubernetes", "127.99.0.1"] {
+        let path = format!("/api?url=https://{host}/api/v1/namespaces/default/pods/guest");
+        until(host, || match get(&format!("{address}:8080"), "guest", &path) {
+            Ok((200, text)) if text.contains("\"name\":\"guest\"") => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+}
+
 #[test]
 fn two_machines_join_and_one_is_lost() {
     let dir = tempfile::tempdir().unwrap();

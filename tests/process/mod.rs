@@ -14,6 +14,7 @@ mod join;
 mod kubectl;
 mod lifecycle;
 mod machines;
+mod nat;
 mod network;
 mod ordinary_user;
 mod policies;

@@ -12,7 +12,7 @@ use ketch_api::{
     k8s::api::core::v1 as core,
     names::{GATEWAY_GROUP, GATEWAY_USER_PREFIX, NODE_USER_PREFIX, NODES_GROUP},
 };
-use ketch_node::{Cidr, IdentitySource, OverlayIdentity, PodRanges};
+use ketch_node::{Cidr, IdentitySource, OverlayIdentity};
 use ketch_runtime_wasm::WasmRuntime;
 use ketch_server::{PushHook, Server, User};
 use tokio::sync::watch;
@@ -64,6 +64,7 @@ pub(crate) async fn start(
     let services: Cidr = options.service_cidr.parse().map_err(|why| anyhow!("--service-cidr: {why}"))?;
     let others = ranges_of_others(&client, name).await.context("look at the cluster's nodes")?;
     let range = PodRange::claim(pods, &options.data_dir, &others)?;
+    machine::prepare(options, pods, range.cidr).await?;
     let endpoint = open_to_pods(server, range.cidr).await.context("let pods reach the API")?;
     let membership = Membership {
         name: name.clone(),
@@ -81,6 +82,9 @@ pub(crate) async fn start(
         containerd: options.containerd.clone(),
         registries: options.registries.clone(),
         dns: options.dns_addr,
+        // Its pods reach the endpoint as it is.
+        door: None,
+        authority: server.pki().ca_pem().to_owned(),
     };
     let machine = Machine::start(membership, front).await?;
     let _ = precompiler.wasm.set((machine.wasm.clone(), tokio::runtime::Handle::current()));
@@ -99,7 +103,6 @@ async fn open_to_pods(server: &mut Server, pods: Cidr) -> Result<SocketAddr> {
         Some(endpoint) => endpoint,
         None => {
             let ip = pods.nth(1).with_context(|| format!("{pods} has no address for the API"))?;
-            ketch_node::make_local(PodRanges::of(pods)).await?;
             let same_port = TcpListener::bind((ip, server.api_addr.port()));
             let listener = same_port.or_else(|_| TcpListener::bind((ip, 0)))?;
             listener.set_nonblocking(true)?;

@@ -1,7 +1,7 @@
 //! A node put together: network, runtime, agent and gateway, whichever way its server is reached.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
     path::PathBuf,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -59,6 +59,10 @@ pub(crate) struct Membership {
     pub(crate) relay: watch::Receiver<Option<RelayHost>>,
     /// Where to answer DNS; `None`: where it suits.
     pub(crate) dns: Option<SocketAddr>,
+    /// Where pods of this node reach the API; `None`: at the endpoint of its Service.
+    pub(crate) door: Option<SocketAddrV4>,
+    /// Certificate of the cluster's authority, PEM.
+    pub(crate) authority: String,
 }
 
 /// A node, its gateway and its runtime.
@@ -98,18 +102,10 @@ impl FrontDoor {
 // === impl Machine ===
 
 impl Machine {
-    /// Starts everything. The node registers by itself; the API may be away.
+    /// Starts everything, where [`prepare`] has been. The node registers by itself; the API may be away.
     pub(crate) async fn start(membership: Membership, front: FrontDoor) -> Result<Self> {
         let range = membership.range.cidr;
         let halves = PodRanges::of(range);
-        if changes_kernel(&membership) {
-            let note = |traces: &mut Traces| {
-                traces.pods.insert(range.to_string());
-                traces.containerd.insert(membership.containerd.to_string());
-            };
-            Traces::note(&membership.data_dir, note).context("note what is made on this machine")?;
-        }
-        ketch_node::make_local(halves).await.context("prepare pod addresses")?;
         let network = ClusterNetwork::start(
             membership.wide.clone(),
             NetworkConfig {
@@ -118,12 +114,16 @@ impl Machine {
                 service_cidrs: vec![membership.services],
                 node_addresses: vec![membership.address],
                 control_plane: membership.control_plane.clone(),
+                door: membership.door,
             },
         );
         let compiler = Arc::new(ProcessCompiler::current_exe().context("find this program")?);
         let dir = membership.data_dir.join("node/wasm");
-        let wasm = WasmRuntime::new(ketch_runtime_wasm::Options::new(dir, network.clone(), compiler));
-        let wasm = Arc::new(wasm.context("start the Wasm runtime")?);
+        let wasm = ketch_runtime_wasm::Options {
+            authority: Some(membership.authority.clone()),
+            ..ketch_runtime_wasm::Options::new(dir, network.clone(), compiler)
+        };
+        let wasm = Arc::new(WasmRuntime::new(wasm).context("start the Wasm runtime")?);
         let proxy = LocalProxy::start(&membership, &network).await;
         // The node tells its pods where DNS is, and DNS asks the node whose an address is.
         let pods = Arc::new(OnceLock::<Namespaces>::new());
@@ -187,10 +187,22 @@ impl Machine {
     }
 }
 
+/// Makes addresses of pods local, those in `range` out of all `pods`, when it is noted what will be there.
+pub(crate) async fn prepare(options: &Options, pods: Cidr, range: Cidr) -> Result<()> {
+    if changes_kernel(pods) {
+        let note = |traces: &mut Traces| {
+            traces.pods.insert(range.to_string());
+            traces.containerd.insert(options.containerd.to_string());
+        };
+        Traces::note(&options.data_dir, note).context("note what is made on this machine")?;
+    }
+    ketch_node::make_local(PodRanges::of(range)).await.context("prepare pod addresses")
+}
+
 /// Whether this process may have rules in the kernel: pods of an ordinary user are programs of that user, on
 /// loopback addresses that no rule may rewrite.
-pub(crate) fn changes_kernel(membership: &Membership) -> bool {
-    !membership.pods.base().is_loopback() && nix::unistd::Uid::effective().is_root()
+pub(crate) fn changes_kernel(pods: Cidr) -> bool {
+    !pods.base().is_loopback() && nix::unistd::Uid::effective().is_root()
 }
 
 /// The kernel's table for NetworkPolicies. No other process of the machine has the range.
@@ -205,7 +217,7 @@ async fn start_policies(
     network: &ClusterNetwork,
     dns: &ClusterDns,
 ) -> Option<PolicyRules> {
-    if !changes_kernel(membership) {
+    if !changes_kernel(membership.pods) {
         return None;
     }
     let range = membership.range.cidr;
@@ -253,7 +265,7 @@ fn start_node(
 /// `None`, with a word to the log, when there can be none: pods of other nodes are not reached then.
 async fn start_overlay(membership: &Membership) -> Option<NodeOverlay> {
     let (identity, bind) = membership.overlay.clone()?;
-    if !changes_kernel(membership) {
+    if !changes_kernel(membership.pods) {
         // Loopback addresses mean something else on every machine.
         return None;
     }

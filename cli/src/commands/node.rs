@@ -1,6 +1,11 @@
 //! `ketch node`: a node on a machine of its own. Joins once, with a token; comes back without one.
 
-use std::{net::SocketAddr, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use ketch_api::join::{Cluster, Token};
@@ -112,6 +117,8 @@ async fn start(
             "pod range {own} of this node is in use by another Ketch on this machine; stop that one first"
         )
     })?;
+    let (pods, services) = (parse(&cluster.pod_cidr)?, parse(&cluster.service_cidr)?);
+    machine::prepare(options, pods, own).await?;
     let server = member.server();
     let found = tokio::net::lookup_host((server.host(), server.port())).await;
     // When the name cannot be looked up now, it can be later: nothing but the policy depends on it.
@@ -122,8 +129,8 @@ async fn start(
         data_dir: options.data_dir.clone(),
         client: member.client().clone(),
         wide: member.gateway_client().clone(),
-        pods: parse(&cluster.pod_cidr)?,
-        services: parse(&cluster.service_cidr)?,
+        pods,
+        services,
         range: claim,
         address: machine::address_towards(addresses.first().map_or(machine::OUTSIDE, SocketAddr::ip)),
         control_plane: addresses.iter().copied().chain(tunnel).collect(),
@@ -133,6 +140,30 @@ async fn start(
         forward: false,
         relay: member.relay(),
         dns: options.dns_addr,
+        door: open_door(member, own, services, &addresses)?,
+        authority: member.authority().to_owned(),
     };
     Machine::start(membership, front).await
+}
+
+/// Lets pods of this node reach the API where the node itself does: at the first address of their range, which is
+/// never a pod's, and the server's port when it is free. `None`: the server is known by an address of a Service,
+/// which would lead back to here.
+fn open_door(
+    member: &Member,
+    pods: Cidr,
+    services: Cidr,
+    server: &[SocketAddr],
+) -> Result<Option<SocketAddrV4>> {
+    let Some(IpAddr::V4(ip)) = pods.nth(1) else { return Ok(None) };
+    if server.iter().any(|address| services.contains(address.ip())) {
+        return Ok(None);
+    }
+    let same_port = TcpListener::bind((ip, member.server().port()));
+    let opened = same_port.or_else(|_| TcpListener::bind((ip, 0))).and_then(|listener| {
+        let port = listener.local_addr()?.port();
+        member.open_door(listener, pods)?;
+        Ok(SocketAddrV4::new(ip, port))
+    });
+    opened.map(Some).context("listen for pods that use the API")
 }

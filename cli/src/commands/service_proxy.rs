@@ -27,7 +27,7 @@ pub(crate) struct LocalProxy {
 impl LocalProxy {
     /// `None`, with a word to the log, when there cannot be one: pods in this process do without.
     pub(crate) async fn start(membership: &Membership, network: &Arc<ClusterNetwork>) -> Option<Self> {
-        if !changes_kernel(membership) {
+        if !changes_kernel(membership.pods) {
             return None;
         }
         let started = Self::try_start(membership, network).await;
@@ -55,6 +55,7 @@ impl LocalProxy {
             local_pods: vec![membership.range.cidr],
             services: vec![services],
             served: cluster_dns::served(membership).iter().filter_map(four).collect(),
+            door: membership.door,
         };
         let proxy =
             ServiceProxy::start(Arc::clone(network), facts, table(services)).await.context("nftables")?;

@@ -2,7 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use ketch_api::k8s::api::core::v1::{Service, ServicePort, ServiceSpec};
+use ketch_api::{
+    k8s::api::core::v1::{Service, ServicePort, ServiceSpec},
+    names::API_SERVICE,
+};
 
 use crate::{
     cidr::Cidr,
@@ -64,6 +67,12 @@ pub struct HostPort {
 }
 
 impl Forward {
+    /// Whether it is a port of the API, `default/kubernetes`.
+    pub fn is_api(&self) -> bool {
+        let (namespace, name) = &self.service;
+        namespace == "default" && name == API_SERVICE
+    }
+
     /// A port of `service`; `cluster` are its cluster addresses.
     pub(crate) fn new(
         service: &Service,

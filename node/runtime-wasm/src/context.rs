@@ -23,13 +23,14 @@ use crate::{
     outbound::{Connections, Outbound, from_pod},
     output::{Output, Taps},
     sockets::{self, Policy},
+    trust::Trust,
 };
 
 /// A pod as its guests' connections see it.
 pub(crate) struct Pod {
     pub(crate) sandbox: PodSandbox,
     pub(crate) network: Arc<dyn Network>,
-    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) trust: Arc<Trust>,
     /// Connections of its `wasi:http` requests, kept for the next.
     pub(crate) connections: Connections,
     /// `wasi:keyvalue` of the pod.

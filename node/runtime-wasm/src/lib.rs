@@ -26,6 +26,7 @@ mod output;
 mod program;
 mod runtime;
 mod sockets;
+mod trust;
 
 pub use compile::{Compiler, InProcessCompiler, ProcessCompiler, compile_main};
 pub use engine::{Host, Layout};

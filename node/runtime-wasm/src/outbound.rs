@@ -98,14 +98,14 @@ async fn send(
     let port = authority.port_u16().unwrap_or(if tls { 443 } else { 80 });
     // Every request asks, also one that finds a connection: what may be reached can change.
     let targets = targets(&pod, &log, &host, port).await?;
+    let peer = tls.then(|| Peer { is_api: pod.network.is_api(&pod.sandbox, &host, port), name: host });
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    let name = tls.then_some(host);
     let limit = options.and_then(|options| options.connect_timeout).unwrap_or(CONNECT_TIMEOUT);
-    let (mut sender, key) = match pod.connections.take(&targets, name.as_deref()) {
+    let (mut sender, key) = match pod.connections.take(&targets, peer.as_ref()) {
         Some(kept) => kept,
         None => {
-            timeout(limit, connect(&pod, targets, name)).await.map_err(|_| Error::ConnectionTimeout)??
+            timeout(limit, connect(&pod, targets, peer)).await.map_err(|_| Error::ConnectionTimeout)??
         }
     };
     let limit = options.and_then(|options| options.first_byte_timeout).unwrap_or(FIRST_BYTE_TIMEOUT);
@@ -128,8 +128,8 @@ async fn targets(pod: &Pod, log: &Log, host: &str, port: u16) -> Result<Vec<Sock
     Ok(targets)
 }
 
-/// Connects to the first address that answers, with TLS when a name to check is given.
-async fn connect(pod: &Pod, targets: Vec<SocketAddr>, tls: Option<String>) -> Result<(Sender, Key)> {
+/// Connects to the first address that answers, with TLS when there is somebody to check.
+async fn connect(pod: &Pod, targets: Vec<SocketAddr>, tls: Option<Peer>) -> Result<(Sender, Key)> {
     let mut last = Error::ConnectionRefused;
     for target in targets {
         match connect_from(pod, target).await {
@@ -137,10 +137,10 @@ async fn connect(pod: &Pod, targets: Vec<SocketAddr>, tls: Option<String>) -> Re
                 // Without it small requests only wait; failing to set it is no reason to fail.
                 _ = stream.set_nodelay(true);
                 let sender = match &tls {
-                    Some(name) => {
-                        let server =
-                            ServerName::try_from(name.clone()).map_err(|_| Error::HttpRequestUriInvalid)?;
-                        let connector = TlsConnector::from(Arc::clone(&pod.tls));
+                    Some(peer) => {
+                        let server = ServerName::try_from(peer.name.clone());
+                        let server = server.map_err(|_| Error::HttpRequestUriInvalid)?;
+                        let connector = TlsConnector::from(pod.trust.of(peer.is_api));
                         handshake(pod, connector.connect(server, stream).await.map_err(Error::Tls)?).await?
                     }
                     None => handshake(pod, stream).await?,
@@ -188,8 +188,17 @@ pub(crate) fn from_pod(ip: IpAddr, target: IpAddr) -> bool {
 
 type Sender = http1::SendRequest<WasiBody>;
 
-/// Address and, with TLS, the name that was checked.
-type Key = (SocketAddr, Option<String>);
+/// Who is to be at the other end of a TLS connection.
+#[derive(Clone, PartialEq, Eq)]
+struct Peer {
+    /// The name its certificate is for.
+    name: String,
+    /// Whether it is the cluster's API, which has its certificate from the cluster's authority.
+    is_api: bool,
+}
+
+/// Address and, with TLS, who was checked to be there.
+type Key = (SocketAddr, Option<Peer>);
 
 /// Connections that wait for another request. Without them each request would use up a port for a minute.
 #[derive(Default)]
@@ -203,10 +212,10 @@ struct Idle {
 
 impl Connections {
     /// An open connection to one of the targets.
-    fn take(&self, targets: &[SocketAddr], tls: Option<&str>) -> Option<(Sender, Key)> {
+    fn take(&self, targets: &[SocketAddr], tls: Option<&Peer>) -> Option<(Sender, Key)> {
         let mut idle = self.lock();
         idle.retain(|idle| idle.since.elapsed() < KEEP_ALIVE && idle.sender.is_ready());
-        let fits = |idle: &Idle| targets.contains(&idle.key.0) && idle.key.1.as_deref() == tls;
+        let fits = |idle: &Idle| targets.contains(&idle.key.0) && idle.key.1.as_ref() == tls;
         // The last one used is the least likely to be closed by the other side.
         let position = idle.iter().rposition(fits)?;
         let Idle { key, sender, .. } = idle.remove(position);

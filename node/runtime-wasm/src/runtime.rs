@@ -37,6 +37,7 @@ use crate::{
     outbound::Connections,
     program::{Program, Programs},
     sockets::MAX_SOCKETS,
+    trust::Trust,
 };
 
 /// Port of an HTTP component that declares none.
@@ -59,6 +60,8 @@ pub struct Options {
     pub logs: LogLimits,
     /// How long an idle HTTP component keeps its code mapped.
     pub warm: Duration,
+    /// Certificate of the cluster's authority, PEM: trusted where guests ask the cluster's API, and nowhere else.
+    pub authority: Option<String>,
 }
 
 impl Options {
@@ -71,6 +74,7 @@ impl Options {
             host: Host::probe(),
             logs: LogLimits::default(),
             warm: Duration::from_secs(10),
+            authority: None,
         }
     }
 }
@@ -81,7 +85,7 @@ pub struct WasmRuntime {
     images: Arc<Images>,
     programs: Arc<Programs>,
     network: Arc<dyn Network>,
-    tls: Arc<rustls::ClientConfig>,
+    trust: Arc<Trust>,
     logs: Logs,
     state: Arc<Mutex<State>>,
     changed: Arc<watch::Sender<u64>>,
@@ -101,7 +105,7 @@ impl WasmRuntime {
     /// # Errors
     /// When a directory cannot be written, or the engine cannot be had even in its smallest form.
     pub fn new(options: Options) -> Result<Self, Error> {
-        let Options { dir, network, compiler, host, logs, warm } = options;
+        let Options { dir, network, compiler, host, logs, warm, authority } = options;
         let broken =
             |what: &str, error: &dyn std::fmt::Display| Error::Internal(format!("{what}: {error:#}"));
         let engine = EngineHost::new(host).map_err(|error| broken("cannot start the wasm engine", &error))?;
@@ -113,12 +117,13 @@ impl WasmRuntime {
             cache.map_err(|error| broken(&format!("cannot open {}", dir.join("cache").display()), &error))?;
         let programs = Programs::new(Arc::clone(&engine), cache);
         let programs = programs.map_err(|error| broken("cannot link the host interfaces", &error))?;
+        let trust = Trust::new(authority.as_deref()).map_err(|error| broken("cannot set up TLS", &error))?;
         let runtime = Self {
             engine,
             images: Arc::new(images),
             programs: Arc::new(programs),
             network,
-            tls: Arc::new(tls().map_err(|error| broken("cannot set up TLS", &error))?),
+            trust: Arc::new(trust),
             logs: Logs::new(logs).map_err(|error| broken("cannot start the log writer", &error))?,
             state: Arc::default(),
             changed: Arc::new(watch::Sender::new(0)),
@@ -385,15 +390,6 @@ async fn cool(state: Arc<Mutex<State>>, warm: Duration, over: CancellationToken)
     }
 }
 
-/// What outbound TLS trusts: the roots of the web.
-fn tls() -> Result<rustls::ClientConfig, rustls::Error> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config =
-        rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
-}
-
 /// Runs disk work off the executor.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
@@ -445,7 +441,7 @@ impl Runtime for WasmRuntime {
             Arc::new(Pod {
                 sandbox,
                 network: Arc::clone(&self.network),
-                tls: Arc::clone(&self.tls),
+                trust: Arc::clone(&self.trust),
                 connections: Connections::default(),
                 buckets: Arc::new(Memory::default()),
                 sockets: Arc::new(Semaphore::new(MAX_SOCKETS)),

@@ -411,6 +411,10 @@ pub trait Network: Send + Sync {
     /// [`Network::resolve`], then [`Network::route`] on each address: for clients that dial by name, whose
     /// name the outbound patterns may allow.
     async fn dial(&self, pod: &PodSandbox, host: &str, port: u16) -> Result<Vec<SocketAddr>, Error>;
+
+    /// Whether `host` and `port`, as the pod dials them, are the API of its cluster: a name or address of its
+    /// Service, which leads nowhere else for this pod.
+    fn is_api(&self, pod: &PodSandbox, host: &str, port: u16) -> bool;
 }
 
 /// Why a runtime could not do something. The text reaches pod status and events: it names the cause and

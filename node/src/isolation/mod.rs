@@ -26,7 +26,7 @@ use ketch_api::k8s::api::{
 use ketch_api::names::SYSTEM_NAMESPACE;
 use ketch_net::{
     Cidr, Transport,
-    isolation::{self, End, Filter, Isolated, Policies},
+    isolation::{self, Door, End, Filter, Isolated, Policies},
 };
 use ketch_runtime::PodSandbox;
 use kube::{Api, ResourceExt, runtime::watcher::Event};
@@ -79,8 +79,8 @@ impl Isolation {
     }
 
     /// The same for the kernel: what holds for the pods with addresses in `range`. The addresses `dns` count as
-    /// those of a pod of the cluster's DNS, which is none here.
-    fn filter(&self, range: Cidr, dns: &[IpAddr]) -> Filter {
+    /// those of a pod of the cluster's DNS, which is none here. `door`: the node's own way to the API.
+    fn filter(&self, range: Cidr, dns: &[IpAddr], door: Option<Door>) -> Filter {
         if self.policies.is_empty() {
             return Filter::default();
         }
@@ -92,7 +92,7 @@ impl Isolation {
         };
         let all: Vec<&isolation::Pod> = self.pods.values().chain([&dns]).collect();
         let local = self.pods.iter().filter(|(ip, _)| range.contains(**ip)).map(|(_, pod)| pod);
-        Filter { nodes: self.nodes.clone(), ..self.policies.filter(local, &all) }
+        Filter { nodes: self.nodes.clone(), door, ..self.policies.filter(local, &all) }
     }
 }
 
@@ -110,6 +110,8 @@ pub(crate) struct Judge {
     news: Notify,
     /// Counts snapshots.
     snapshots: watch::Sender<u64>,
+    /// The node's own way to the API.
+    door: Mutex<Option<Door>>,
     /// Pods announced until the snapshot that is in force; `None`: none is.
     in_force: watch::Sender<Option<u64>>,
     /// Whether rules of the kernel have to follow for a snapshot to be in force.
@@ -124,6 +126,7 @@ impl Judge {
             announced: Mutex::default(),
             news: Notify::new(),
             snapshots: watch::Sender::new(0),
+            door: Mutex::default(),
             in_force: watch::Sender::new(None),
             by_kernel: AtomicBool::new(false),
         }
@@ -171,6 +174,19 @@ impl Judge {
         if known && !self.current().policies.is_empty() {
             self.news.notify_one();
         }
+    }
+
+    /// Says where the node's own way to the API is, and what it leads to.
+    pub(crate) fn behind_door(&self, door: Option<Door>) {
+        let mut known = self.door.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != door {
+            *known = door;
+            self.snapshots.send_modify(|count| *count += 1);
+        }
+    }
+
+    fn door(&self) -> Option<Door> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn announced(&self) -> MutexGuard<'_, Announced> {
@@ -458,7 +474,7 @@ mod tests {
         judge.publish(&mirrors);
         assert_eq!(settled.await, Ok(()));
         // The kernel hears of it before the API knows its address, and of nothing once it is gone.
-        let filter = |judge: &Judge| judge.current().filter("10.42.0.0/24".parse().unwrap(), &[]);
+        let filter = |judge: &Judge| judge.current().filter("10.42.0.0/24".parse().unwrap(), &[], None);
         let found = filter(&judge);
         assert_eq!(found.ingress.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.42.0.3"]);
         assert_eq!(found.nodes, [Ipv4Addr::new(10, 42, 32, 1)].into());

@@ -98,7 +98,7 @@ impl Keeper {
         if !isolation.complete {
             return true;
         }
-        let rules = judge(&isolation.filter(self.range, &self.dns));
+        let rules = judge(&isolation.filter(self.range, &self.dns, self.judge.door()));
         match self.nft.apply(rules).await {
             Ok(_) => {
                 self.judge.in_force.send_replace(Some(isolation.turn));

@@ -1,9 +1,10 @@
 //! Being part of a cluster whose server is on another machine: joining it, staying in it, being reached.
 //!
 //! [`join`] buys an [`Identity`] with a token; [`Member`] is the node's side of everything that needs one: the
-//! clients, the renewal of the certificate, and the [`Tunnel`] that the server's requests come through. All
-//! connections are made from here: nothing listens.
+//! clients, the renewal of the certificate, the [`Tunnel`] that the server's requests come through, and the [`Door`]
+//! by which pods of the node reach the API. All connections between the machines are made from here.
 
+mod door;
 mod error;
 mod identity;
 mod join;
@@ -16,6 +17,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use ketch_api::join::Cluster;
 use ketch_client::secure::{self, Authority, Keyring};
+use ketch_net::Cidr;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,6 +27,7 @@ pub use join::{join, signing_request};
 pub use server::ServerAddress;
 pub use tunnel::TunnelState;
 
+use door::Door;
 use renew::Renewal;
 use tunnel::Tunnel;
 
@@ -161,7 +164,17 @@ impl Member {
         state
     }
 
-    /// Closes the tunnel and ends renewal.
+    /// Hands connections to `listener` on to the API, from this machine and pods with addresses in `pods` only.
+    ///
+    /// # Errors
+    /// When the listener cannot be used.
+    pub fn open_door(&self, listener: std::net::TcpListener, pods: Cidr) -> std::io::Result<()> {
+        let door = Door::new(listener, pods, self.server.clone())?;
+        self.tasks.spawn(door.run(self.stop.clone()));
+        Ok(())
+    }
+
+    /// Closes the tunnel and the door, and ends renewal.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.close();

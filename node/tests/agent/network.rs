@@ -21,6 +21,7 @@ fn config() -> NetworkConfig {
         service_cidrs: vec!["127.43.0.0/16".parse().unwrap()],
         node_addresses: vec!["192.0.2.1".parse().unwrap()],
         control_plane: vec!["127.0.0.1:6443".parse().unwrap(), "192.0.2.1:6443".parse().unwrap()],
+        door: None,
     }
 }
 
@@ -60,20 +61,98 @@ async fn services_are_followed_and_chosen_at_connect_time() {
     network.shutdown().await;
 }
 
-#[tokio::test]
-async fn the_api_is_reached_by_who_names_it() {
-    let service = |name: &str, ip: &str| {
+/// Services of the namespace `default`, by name and address, that all lead to the API.
+fn leading_to_the_api(names: &[(&str, &str)]) -> ketch_net::Table {
+    let service = |(name, ip): &(&str, &str)| {
         serde_json::from_value(json!({"metadata": {"name": name, "namespace": "default"},
             "spec": {"clusterIP": ip, "clusterIPs": [ip], "ports": [{"name": "https", "port": 443}]}}))
     };
-    let slice = |service: &str| {
+    let slice = |(service, _): &(&str, &str)| {
         serde_json::from_value(json!({"addressType": "IPv4", "endpoints": [{"addresses": ["203.0.113.9"]}],
             "metadata": {"name": service, "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
             "ports": [{"name": "https", "port": 6443}]}))
     };
-    let services = [service("kubernetes", "127.43.0.1").unwrap(), service("disguise", "127.43.0.7").unwrap()];
-    let slices = [slice("kubernetes").unwrap(), slice("disguise").unwrap()];
-    let network = ClusterNetwork::fixed(ketch_net::Table::build(&services, &slices), config());
+    let services: Vec<_> = names.iter().map(|name| service(name).unwrap()).collect();
+    let slices: Vec<_> = names.iter().map(|name| slice(name).unwrap()).collect();
+    ketch_net::Table::build(&services, &slices)
+}
+
+const API: (&str, &str) = ("kubernetes", "127.43.0.1");
+
+#[tokio::test]
+async fn pods_are_led_to_the_api_by_the_door_of_their_node() {
+    let config = NetworkConfig { door: Some("127.42.0.1:7443".parse().unwrap()), ..config() };
+    let network = ClusterNetwork::fixed(leading_to_the_api(&[API, ("disguise", "127.43.0.7")]), config);
+    let reach = async |pattern: &str, host: &str, port: u16| {
+        network.dial(&sandbox(&[pattern]), host, port).await.map_err(|error| error.to_string())
+    };
+    let door = vec!["127.42.0.1:7443".parse().unwrap()];
+    let endpoint = vec!["203.0.113.9:6443".parse().unwrap()];
+    assert_eq!(reach("kubernetes.default.svc:443", "kubernetes", 443).await.unwrap(), door);
+    assert_eq!(reach("127.43.0.1:443", "127.43.0.1", 443).await.unwrap(), door);
+    // Other ways to the API are what they are.
+    assert_eq!(reach("203.0.113.9:6443", "203.0.113.9", 6443).await.unwrap(), endpoint);
+    // Nobody comes by the door who may not reach the API.
+    let error = reach("*", "127.42.0.1", 7443).await.unwrap_err();
+    assert!(error.contains("control plane"), "{error}");
+    assert_eq!(reach("127.42.0.1:7443", "127.42.0.1", 7443).await.unwrap(), door);
+}
+
+#[tokio::test]
+async fn the_door_leads_on_when_nobody_is_told_where_the_api_is() {
+    let service = json!({"metadata": {"name": API.0, "namespace": "default"}, "spec": {"clusterIP": API.1,
+        "clusterIPs": [API.1], "ports": [{"name": "https", "port": 443}]}});
+    let table = || ketch_net::Table::build(&[serde_json::from_value(service.clone()).unwrap()], []);
+    let config = NetworkConfig { door: Some("127.42.0.1:7443".parse().unwrap()), ..config() };
+    let network = ClusterNetwork::fixed(table(), config);
+    let named = sandbox(&["kubernetes.default.svc:443"]);
+    assert_eq!(network.dial(&named, "kubernetes", 443).await.unwrap(), ["127.42.0.1:7443".parse().unwrap()]);
+    let error = network.dial(&sandbox(&["*"]), "kubernetes", 443).await.unwrap_err().to_string();
+    assert!(error.contains("control plane"), "{error}");
+    let without = ClusterNetwork::fixed(table(), self::config());
+    let error = without.dial(&named, "kubernetes", 443).await.unwrap_err().to_string();
+    assert!(error.contains("no ready endpoint"), "{error}");
+}
+
+#[tokio::test]
+async fn only_the_names_of_the_api_mean_it() {
+    let network = ClusterNetwork::fixed(leading_to_the_api(&[API, ("disguise", "127.43.0.7")]), config());
+    let at_home = sandbox(&["*"]);
+    let elsewhere = PodSandbox { namespace: "shop".into(), ..sandbox(&["*"]) };
+    let led_astray = PodSandbox {
+        hosts: [("kubernetes.default".to_owned(), vec!["203.0.113.5".parse().unwrap()])].into(),
+        ..sandbox(&["*"])
+    };
+    let renamed = PodSandbox {
+        hosts: [("api.example".to_owned(), vec!["127.43.0.1".parse().unwrap()])].into(),
+        ..sandbox(&["*"])
+    };
+    for (pod, host, port, expected) in [
+        (&at_home, "kubernetes", 443, true),
+        (&at_home, "Kubernetes.Default", 443, true),
+        (&at_home, "127.43.0.1", 443, true),
+        (&at_home, "kubernetes", 6443, false),
+        (&at_home, "disguise", 443, false),
+        (&at_home, "127.43.0.7", 443, false),
+        (&at_home, "203.0.113.9", 6443, false),
+        (&at_home, "example.com", 443, false),
+        (&at_home, "localhost", 443, false),
+        (&elsewhere, "kubernetes", 443, false),
+        (&elsewhere, "kubernetes.default.svc", 443, true),
+        (&elsewhere, "kubernetes.default.svc.cluster.local.", 443, true),
+        (&elsewhere, "kubernetes.default.example", 443, false),
+        (&led_astray, "kubernetes.default", 443, false),
+        (&led_astray, "kubernetes.default.svc", 443, true),
+        (&renamed, "api.example", 443, false),
+    ] {
+        assert_eq!(network.is_api(pod, host, port), expected, "{host}:{port} in {}", pod.namespace);
+    }
+}
+
+#[tokio::test]
+async fn the_api_is_reached_by_who_names_it() {
+    let table = leading_to_the_api(&[API, ("disguise", "127.43.0.7")]);
+    let network = ClusterNetwork::fixed(table, config());
     let reach = async |patterns: &[&str], host: &str, port: u16| {
         network.dial(&sandbox(patterns), host, port).await.map_err(|error| error.to_string())
     };

@@ -9,6 +9,7 @@
 //! | `/slow?ms=N` | after N milliseconds |
 //! | `/file?path=FILE` | the file, or 404 |
 //! | `/fetch?url=URL` | status and body of URL, fetched by this component |
+//! | `/api?url=URL` | the same, as the pod's service account: with its token |
 //! | `/grpc.health.v1.Health/Check` | gRPC's: the server is well, a service by name is not known |
 //!
 //! Writes one line per request to its log.
@@ -51,10 +52,14 @@ impl wasip2::exports::http::incoming_handler::Guest for Hello {
                 Err(error) => respond(out, 404, format!("{error}\n").as_bytes()),
             },
             "/grpc.health.v1.Health/Check" => health(request, out),
-            "/fetch" => match fetch(query.strip_prefix("url=").unwrap_or_default()) {
-                Ok((status, body)) => respond(out, status, &body),
-                Err(error) => respond(out, 502, format!("{error}\n").as_bytes()),
-            },
+            "/fetch" | "/api" => {
+                let url = query.strip_prefix("url=").unwrap_or_default();
+                let fields = if path == "/api" { authorization() } else { Ok(Fields::new()) };
+                match fields.and_then(|fields| fetch(url, fields)) {
+                    Ok((status, body)) => respond(out, status, &body),
+                    Err(error) => respond(out, 502, format!("{error}\n").as_bytes()),
+                }
+            }
             _ => {
                 let greeting = std::env::var("GREETING").unwrap_or_else(|_| "Hello from WebAssembly!".into());
                 respond(out, 200, format!("{greeting}\n").as_bytes());
@@ -140,10 +145,17 @@ fn read(body: IncomingBody) -> Vec<u8> {
     bytes
 }
 
-fn fetch(url: &str) -> Result<(u16, Vec<u8>), String> {
+/// The pod's token as a header.
+fn authorization() -> Result<Fields, String> {
+    let token = std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/token");
+    let bearer = format!("Bearer {}", token.map_err(|error| format!("the token: {error}"))?.trim());
+    Fields::from_list(&[("authorization".into(), bearer.into())]).map_err(|error| format!("{error:?}"))
+}
+
+fn fetch(url: &str, fields: Fields) -> Result<(u16, Vec<u8>), String> {
     let (scheme, rest) = url.split_once("://").ok_or("not a URL")?;
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let request = OutgoingRequest::new(Fields::new());
+    let request = OutgoingRequest::new(fields);
     let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
     request.set_scheme(Some(&scheme)).map_err(|()| "bad scheme")?;
     request.set_authority(Some(authority)).map_err(|()| "bad host")?;

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash, Hasher},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
 };
 
 use super::{Compiled, Number, Peer, Pod, Policies, Port, Rule};
@@ -24,6 +24,18 @@ pub struct Filter {
     pub ingress: BTreeMap<Ipv4Addr, String>,
     /// Where other nodes' own connections come from: let in, as those of this node are.
     pub nodes: BTreeSet<Ipv4Addr>,
+    /// The node's own way to the API, when it has one.
+    pub door: Option<Door>,
+}
+
+/// An address and TCP port of this node that stands for others: whoever may connect to one of these may connect to
+/// it, and nobody else, whatever policies say of the address itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Door {
+    /// Where it is.
+    pub at: SocketAddrV4,
+    /// What it stands for.
+    pub leads_to: BTreeSet<SocketAddrV4>,
 }
 
 /// Any of the clauses lets a connection through.
@@ -69,6 +81,37 @@ pub enum Ports {
     Ranges(Transport, Vec<(u16, u16)>),
     /// Those that pods have names for, and the name of the set of them.
     Set(String, BTreeSet<(Ipv4Addr, Transport, u16)>),
+}
+
+impl Door {
+    /// Whether pods with this profile may use it.
+    pub fn opens(&self, profile: &[Clause]) -> bool {
+        let lets = |to: &SocketAddrV4| {
+            let lets = |clause: &Clause| clause.lets(*to.ip(), *to.ip(), Transport::Tcp, to.port());
+            profile.iter().any(lets)
+        };
+        self.leads_to.iter().any(lets)
+    }
+}
+
+impl Clause {
+    /// Whether it lets a connection to a port of `to` through, whose other end is `peer`.
+    fn lets(&self, peer: Ipv4Addr, to: Ipv4Addr, transport: Transport, port: u16) -> bool {
+        let is_peer = match &self.peers {
+            Peers::All => true,
+            Peers::Set(_, set) => set.contains(&peer),
+            Peers::Block(range, except) => super::in_block(range, except, peer.into()),
+        };
+        is_peer
+            && match &self.ports {
+                Ports::All => true,
+                Ports::Of(of) => *of == transport,
+                Ports::Ranges(of, ranges) => {
+                    *of == transport && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
+                }
+                Ports::Set(_, set) => set.contains(&(to, transport, port)),
+            }
+    }
 }
 
 impl Policies {
@@ -283,23 +326,7 @@ impl Filter {
     ) -> Result<(), super::Isolated> {
         let passes = |profile: Option<&String>, peer: Ipv4Addr| {
             let Some(profile) = profile.and_then(|name| self.profiles.get(name)) else { return true };
-            profile.iter().any(|clause| {
-                let peers = match &clause.peers {
-                    Peers::All => true,
-                    Peers::Set(_, set) => set.contains(&peer),
-                    Peers::Block(range, except) => super::in_block(range, except, peer.into()),
-                };
-                peers
-                    && match &clause.ports {
-                        Ports::All => true,
-                        Ports::Of(of) => *of == transport,
-                        Ports::Ranges(of, ranges) => {
-                            *of == transport
-                                && ranges.iter().any(|(first, last)| (*first..=*last).contains(&port))
-                        }
-                        Ports::Set(_, set) => set.contains(&(to, transport, port)),
-                    }
-            })
+            profile.iter().any(|clause| clause.lets(peer, to, transport, port))
         };
         if from == to {
             return Ok(());
@@ -317,6 +344,37 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_door_opens_for_whom_what_is_behind_it_is_open() {
+        let door = Door {
+            at: "10.42.3.1:6443".parse().unwrap(),
+            leads_to: ["192.0.2.9:6443".parse().unwrap()].into(),
+        };
+        let block = |range: &str, except: &[&str]| {
+            Peers::Block(range.parse().unwrap(), except.iter().map(|hole| hole.parse().unwrap()).collect())
+        };
+        let tcp = |port| Ports::Ranges(Transport::Tcp, vec![(port, port)]);
+        for (n, (peers, ports, expected)) in [
+            (Peers::All, Ports::All, true),
+            (Peers::All, Ports::Of(Transport::Udp), false),
+            (Peers::All, tcp(443), false),
+            (block("192.0.2.9/32", &[]), tcp(6443), true),
+            (block("192.0.2.0/24", &["192.0.2.8/29"]), Ports::All, false),
+            // Its own address says nothing.
+            (block("10.42.0.0/16", &[]), Ports::All, false),
+            (Peers::Set("s".into(), [*door.at.ip()].into()), Ports::All, false),
+            (Peers::All, Ports::Set("p".into(), [(*door.at.ip(), Transport::Tcp, 6443)].into()), false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            assert_eq!(door.opens(&[Clause { peers, ports }]), expected, "case {n}");
+        }
+        assert!(!door.opens(&[]));
+        let nowhere = Door { leads_to: BTreeSet::new(), ..door };
+        assert!(!nowhere.opens(&[Clause { peers: Peers::All, ports: Ports::All }]));
+    }
 
     #[test]
     fn ranges_are_merged() {

@@ -22,7 +22,7 @@ use ketch_api::{
     selector::Selector,
 };
 
-pub use filter::{Clause, Direction, Filter, Peers, Ports, Profile};
+pub use filter::{Clause, Direction, Door, Filter, Peers, Ports, Profile};
 
 use crate::{cidr::Cidr, services::Transport};
 

@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     cidr::Cidr,
-    isolation::{Clause, Direction, Filter, Peers, Ports},
+    isolation::{Clause, Direction, Door, Filter, Peers, Ports},
+    services::Transport,
 };
 
 /// Hooked chains.
@@ -98,6 +99,9 @@ impl Rules {
         let inwards = filter.ingress.values().any(|of| of == name);
         let direction = if inwards { Direction::Ingress } else { Direction::Egress };
         let mut chain: Vec<Vec<Stmt>> = Vec::new();
+        if let (Direction::Egress, Some(door)) = (direction, &filter.door) {
+            chain.push(through(door, door.opens(profile)));
+        }
         for clause in profile {
             let mut rule = self.peers(&clause.peers, direction);
             rule.extend(self.ports(&clause.ports));
@@ -150,6 +154,17 @@ impl Rules {
             self.insert(name.to_owned(), key);
         }
     }
+}
+
+/// What becomes of connections to a door. Later rules would judge them by its address.
+fn through(door: &Door, open: bool) -> Vec<Stmt> {
+    let [transport, port] = port();
+    vec![
+        is(target(), text(door.at.ip().to_string())),
+        is(transport, text(protocol(Transport::Tcp))),
+        is(port, number(door.at.port())),
+        if open { Stmt::Return(None) } else { goto("forbid") },
+    ]
 }
 
 fn numbers(ranges: &[(u16, u16)]) -> Expr {
@@ -215,6 +230,49 @@ mod tests {
             [{"goto": {"target": "forbid"}}],
         ]);
         assert_eq!(chain, expected);
+    }
+
+    #[test]
+    fn connections_to_a_door_are_judged_first() {
+        let clause = |range: &str| Clause {
+            peers: Peers::Block(range.parse().unwrap(), Vec::new()),
+            ports: Ports::All,
+        };
+        let profile = |name: &str, range: &str| (name.to_owned(), vec![clause(range)]);
+        let filter = Filter {
+            profiles: [
+                profile("out-1-shop", "192.0.2.0/24"),
+                profile("out-2-shop", "10.42.0.0/16"),
+                profile("in-1-shop", "192.0.2.0/24"),
+            ]
+            .into(),
+            egress: [
+                ([10, 42, 3, 5].into(), "out-1-shop".to_owned()),
+                ([10, 42, 3, 6].into(), "out-2-shop".to_owned()),
+            ]
+            .into(),
+            ingress: [([10, 42, 3, 5].into(), "in-1-shop".to_owned())].into(),
+            door: Some(Door {
+                at: "10.42.3.1:6443".parse().unwrap(),
+                leads_to: ["192.0.2.9:6443".parse().unwrap()].into(),
+            }),
+            ..Filter::default()
+        };
+        let rules = judge(&filter);
+        let first = |chain: &str| serde_json::to_value(&rules.chains[chain][0]).unwrap();
+        let to_door = |verdict: Value| {
+            let equal =
+                |left: Value, right: Value| json!({"match": {"left": left, "op": "==", "right": right}});
+            json!([
+                equal(json!({"payload": {"protocol": "ip", "field": "daddr"}}), json!("10.42.3.1")),
+                equal(json!({"meta": {"key": "l4proto"}}), json!("tcp")),
+                equal(json!({"payload": {"protocol": "th", "field": "dport"}}), json!(6443)),
+                verdict,
+            ])
+        };
+        assert_eq!(first("out-1-shop"), to_door(json!({"return": null})));
+        assert_eq!(first("out-2-shop"), to_door(json!({"goto": {"target": "forbid"}})));
+        assert_eq!(rules.chains["in-1-shop"].len(), 2, "who comes in uses no door");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     hash::{DefaultHasher, Hash, Hasher},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
 };
 
 use nftables::{expr::MetaKey, stmt::Statement};
@@ -51,6 +51,9 @@ pub struct Facts {
     pub services: Vec<Cidr>,
     /// Service addresses that the node itself answers at, such as cluster DNS: left alone.
     pub served: Vec<Ipv4Addr>,
+    /// Where pods of this node are led that connect to the Service of the API, whatever endpoints it has; `None`: to
+    /// these.
+    pub door: Option<SocketAddrV4>,
 }
 
 /// The rules for the Services of `table`, and for the ports that pods of the node have on it.
@@ -191,7 +194,8 @@ impl Rules {
         for address in &cluster {
             self.insert(CLUSTER_IPS, Key::Address(*address));
         }
-        let inside = self.inside(forward, &choice, &id);
+        let door = facts.door.filter(|_| forward.is_api());
+        let inside = self.inside(forward, &choice, door, &id);
         self.lead(forward, &cluster, None, inside, choice.all.is_empty());
         let outside = self.outside(forward, &choice, facts, &id);
         self.lead(
@@ -209,9 +213,20 @@ impl Rules {
     }
 
     /// The chain for clients in the cluster.
-    fn inside(&mut self, forward: &Forward, choice: &Choice<'_>, id: &str) -> Option<String> {
-        let backends = if forward.internal_local { &choice.local } else { &choice.all };
-        self.choose(&format!("svc-{id}"), forward, backends)
+    fn inside(
+        &mut self,
+        forward: &Forward,
+        choice: &Choice<'_>,
+        door: Option<SocketAddrV4>,
+        id: &str,
+    ) -> Option<String> {
+        let door = door.map(|door| Backend { address: door.into(), node: None });
+        let chain = format!("svc-{id}");
+        match &door {
+            Some(door) => self.choose(&chain, forward, &[door]),
+            None if forward.internal_local => self.choose(&chain, forward, &choice.local),
+            None => self.choose(&chain, forward, &choice.all),
+        }
     }
 
     /// The chain for clients outside.

@@ -26,6 +26,7 @@ fn facts() -> Facts {
         local_pods: vec!["10.42.0.0/19".parse().unwrap()],
         services: vec!["10.43.0.0/16".parse().unwrap()],
         served: vec![Ipv4Addr::new(10, 43, 0, 10)],
+        door: None,
     }
 }
 
@@ -121,6 +122,39 @@ fn a_clusters_port_in_full() {
         [{"match": {"left": {"meta": {"key": "l4proto"}}, "op": "==", "right": "tcp"}}, {"dnat": {"addr": "10.42.0.2", "port": 8080}}],
     ]);
     assert_eq!(chain(&found, "ep-"), expected);
+}
+
+#[test]
+fn pods_are_led_to_the_api_by_the_door_of_their_node() {
+    let build = |name: &str, namespace: &str, endpoints: &[&str]| {
+        let metadata = json!({"namespace": namespace, "name": name});
+        let spec = json!({"type": "NodePort", "clusterIP": "10.43.0.20",
+            "ports": [{"port": 80, "targetPort": 6443, "nodePort": 30080}]});
+        let service = serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap();
+        let labels = json!({"kubernetes.io/service-name": name});
+        let endpoints: Vec<Value> = endpoints.iter().map(|ip| json!({"addresses": [ip]})).collect();
+        let slice = json!({"addressType": "IPv4", "ports": [{"port": 6443}], "endpoints": endpoints,
+            "metadata": {"namespace": namespace, "name": name, "labels": labels}});
+        let slice = serde_json::from_value(slice).unwrap();
+        let door = Some("10.42.0.1:6443".parse().unwrap());
+        rules(&Table::build([&service], [&slice]), &[], &Facts { door, ..facts() })
+    };
+    let leads = |rules: &Rules, key: Key| {
+        let maps = [SERVICES, NODE_PORTS, NOBODY, NOBODY_PORTS];
+        let found = maps.iter().find_map(|map| rules.elements.get(&((*map).into(), key.clone())));
+        let chain = found.unwrap().clone().unwrap();
+        chain.rsplit_once("/tcp/80/").map_or(chain.clone(), |(_, end)| end.to_owned())
+    };
+    let api = build("kubernetes", "default", &["192.0.2.9"]);
+    assert_eq!(leads(&api, at(IP)), "10.42.0.1/6443");
+    // Who comes from outside does not use the door.
+    let all = chain(&api, "ext-");
+    assert!(all.to_string().contains("192.0.2.9/6443"), "{all}");
+    assert_eq!(leads(&build("kubernetes", "shop", &["192.0.2.9"]), at(IP)), "192.0.2.9/6443");
+    // A server on loopback has no endpoint for others.
+    let alone = build("kubernetes", "default", &[]);
+    assert_eq!(leads(&alone, at(IP)), "10.42.0.1/6443");
+    assert_eq!(leads(&alone, Key::Port(Tcp, 30080)), "refuse");
 }
 
 #[test]

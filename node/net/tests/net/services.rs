@@ -22,6 +22,7 @@ fn facts() -> Facts {
         local_pods: vec!["10.42.0.0/16".parse().unwrap()],
         services: vec!["10.43.0.0/16".parse().unwrap()],
         served: vec![Ipv4Addr::new(10, 43, 0, 10)],
+        door: None,
     }
 }
 

@@ -19,3 +19,4 @@ mod namespaces;
 mod network;
 mod rig;
 mod services;
+mod trust;

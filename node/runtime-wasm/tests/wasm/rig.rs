@@ -147,6 +147,10 @@ impl Network for Loopback {
         };
         addresses.into_iter().map(|ip| self.route(pod, SocketAddr::new(ip, port), Protocol::Tcp)).collect()
     }
+
+    fn is_api(&self, _pod: &PodSandbox, _host: &str, _port: u16) -> bool {
+        false
+    }
 }
 
 /// A pod with one container.
