@@ -73,7 +73,9 @@ impl Node {
         });
         let (keeper, stopped) = (Arc::clone(&context), stop.clone());
         tasks.spawn(async move { keeper.addresses.keep(stopped).await });
-        tasks.spawn(Pods::new(Arc::clone(&context), name).run(stop.clone()));
+        let (evict, evictions) = tokio::sync::mpsc::channel(1);
+        tasks.spawn(Pods::new(Arc::clone(&context), name, evictions).run(stop.clone()));
+        tasks.spawn(crate::pressure::relieve(Arc::clone(&context), evict, stop.clone()));
         tasks.spawn(crate::images::collect_garbage(Arc::clone(&context), stop.clone()));
         tasks.spawn(crate::volumes::reclaim(Arc::clone(&context), stop.clone()));
         tasks.spawn(Registration::new(options, Arc::clone(&context)).run(stop.clone()));

@@ -158,6 +158,18 @@ impl Context {
         self.root.join("pods").join(uid)
     }
 
+    /// The node, for events about it.
+    pub(crate) fn node_reference(&self) -> core::ObjectReference {
+        core::ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Node".to_owned()),
+            name: Some(self.name.to_string()),
+            // As upstream: a node's events are in the default namespace and go by its name.
+            uid: Some(self.name.to_string()),
+            ..core::ObjectReference::default()
+        }
+    }
+
     /// Leaves an event about a pod, or about one of its containers.
     pub(crate) fn event(&self, pod: &core::Pod, container: Option<(&str, bool)>, note: Report) {
         let field = container.map(|(name, init)| {

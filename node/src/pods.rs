@@ -26,7 +26,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::Context,
-    worker::{Seen, Target, Worker},
+    pressure::Eviction,
+    worker::{News, Seen, Target, Worker},
 };
 
 /// How long a runtime may take to be up at the start.
@@ -38,7 +39,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// A worker's inputs.
 struct Handle {
     target: watch::Sender<Target>,
-    seen: mpsc::UnboundedSender<Seen>,
+    news: mpsc::UnboundedSender<News>,
 }
 
 /// What a runtime has, by its place in the list.
@@ -51,6 +52,7 @@ pub(crate) struct Pods {
     workers: HashMap<String, Handle>,
     tasks: JoinSet<String>,
     looks: mpsc::Receiver<Look>,
+    evictions: mpsc::Receiver<Eviction>,
     _observers: JoinSet<()>,
     /// Runtimes that have said what they run.
     heard: HashSet<usize>,
@@ -61,8 +63,8 @@ pub(crate) struct Pods {
 }
 
 impl Pods {
-    /// No workers yet.
-    pub(crate) fn new(context: Arc<Context>, node: Arc<str>) -> Self {
+    /// No workers yet. Those of pods that come in by `evictions` end them.
+    pub(crate) fn new(context: Arc<Context>, node: Arc<str>, evictions: mpsc::Receiver<Eviction>) -> Self {
         let (sender, looks) = mpsc::channel(1);
         let mut observers = JoinSet::new();
         for (index, entry) in context.runtimes.iter().enumerate() {
@@ -74,6 +76,7 @@ impl Pods {
             workers: HashMap::new(),
             tasks: JoinSet::new(),
             looks,
+            evictions,
             _observers: observers,
             heard: HashSet::new(),
             known: HashMap::new(),
@@ -96,6 +99,7 @@ impl Pods {
                     Err(error) => tracing::warn!(%error, "the watch of this node's pods was interrupted"),
                 },
                 Some(look) = self.looks.recv() => self.saw(look),
+                Some(eviction) = self.evictions.recv() => self.evict(eviction),
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.ended(ended),
             }
         }
@@ -154,11 +158,11 @@ impl Pods {
         }
         // A pod that ended and holds nothing here needs no worker, until it is deleted.
         let (target, targets) = watch::channel(Target::Pod(Arc::clone(&pod)));
-        let (seen, reports) = mpsc::unbounded_channel();
+        let (news, reports) = mpsc::unbounded_channel();
         let prefix = format!("{uid}.");
         for (id, (runtime, status)) in self.known.iter().filter(|(id, _)| id.starts_with(&prefix)) {
             if let Some(report) = report(id, *runtime, status) {
-                let _ = seen.send(report);
+                let _ = news.send(News::Seen(report));
             }
         }
         // Boxed: a task would have room for it three times.
@@ -168,13 +172,19 @@ impl Pods {
             worker.run().await;
             key
         });
-        self.workers.insert(uid, Handle { target, seen });
+        self.workers.insert(uid, Handle { target, news });
     }
 
     fn gone(&mut self, uid: &str) {
         self.context.index.remove(uid);
         if let Some(handle) = self.workers.get(uid) {
             handle.target.send_replace(Target::Gone);
+        }
+    }
+
+    fn evict(&mut self, eviction: Eviction) {
+        if let Some(handle) = self.workers.get(&eviction.uid) {
+            let _ = handle.news.send(News::Evict(eviction.message));
         }
     }
 
@@ -186,7 +196,7 @@ impl Pods {
             // Its pod gets a new worker with the next event about it; see the handle's dropped receiver.
             Err(error) => {
                 tracing::error!(%error, "a pod worker failed");
-                self.workers.retain(|_, handle| !handle.seen.is_closed());
+                self.workers.retain(|_, handle| !handle.news.is_closed());
             }
         }
     }
@@ -226,7 +236,7 @@ impl Pods {
             if let (Some(handle), Some(report)) =
                 (self.workers.get(&status.pod.0), report(&id, index, &status))
             {
-                let _ = handle.seen.send(report);
+                let _ = handle.news.send(News::Seen(report));
             }
             // One that is about to start is not known yet: by now it may have started.
             if status.state != ContainerState::Created {

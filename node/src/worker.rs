@@ -35,6 +35,14 @@ pub(crate) enum Target {
     Gone,
 }
 
+/// What a worker is told besides what the API wants.
+pub(crate) enum News {
+    /// A runtime has looked.
+    Seen(Seen),
+    /// The node cannot have the pod any longer; why.
+    Evict(String),
+}
+
 /// What a runtime says of one of the pod's containers: name, attempt, handle, state, which runtime.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
@@ -57,7 +65,7 @@ const MEASURE: Duration = Duration::from_secs(10);
 pub(crate) struct Worker {
     context: Arc<Context>,
     targets: watch::Receiver<Target>,
-    seen: mpsc::UnboundedReceiver<Seen>,
+    news: mpsc::UnboundedReceiver<News>,
     desired: Desired,
     observed: Observed,
     status: core::PodStatus,
@@ -79,7 +87,7 @@ impl Worker {
         context: Arc<Context>,
         pod: Arc<core::Pod>,
         targets: watch::Receiver<Target>,
-        seen: mpsc::UnboundedReceiver<Seen>,
+        news: mpsc::UnboundedReceiver<News>,
     ) -> Self {
         let now = Timestamp::now();
         let observed = Observed::recover(&pod, now);
@@ -88,7 +96,7 @@ impl Worker {
         Self {
             context,
             targets,
-            seen,
+            news,
             observed,
             status: pod.status.clone().unwrap_or_default(),
             writer,
@@ -108,15 +116,15 @@ impl Worker {
     /// know is needed to go on.
     pub(crate) async fn run(mut self: Box<Self>) {
         // What the runtime has already, after a restart of the agent, comes before the first decision.
-        while let Ok(seen) = self.seen.try_recv() {
-            self.see(seen);
+        while let Ok(news) = self.news.try_recv() {
+            self.hear(news);
         }
         while let Some(wait) = self.advance() {
             let wake = self.sync(wait);
             let timer = tokio::time::sleep_until(wake.into());
             tokio::select! {
                 Some(done) = self.running.next(), if !self.running.is_empty() => self.done(done),
-                Some(seen) = self.seen.recv() => self.see(seen),
+                Some(news) = self.news.recv() => self.hear(news),
                 changed = self.targets.changed() => match changed {
                     Ok(()) => self.retarget(),
                     Err(_) => return,
@@ -141,6 +149,13 @@ impl Worker {
                 self.status = machine::carry(&self.status, latest);
                 self.desired = Desired::new(pod);
             }
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Seen(seen) => self.see(seen),
+            News::Evict(message) => self.finish(Outcome::Evicted(message)),
         }
     }
 

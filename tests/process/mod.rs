@@ -18,6 +18,7 @@ mod nat;
 mod network;
 mod ordinary_user;
 mod policies;
+mod pressure;
 mod python;
 mod registries;
 mod registry;

@@ -447,10 +447,10 @@ impl Runtime for OciRuntime {
         let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds).map_or(0, |value| value.value);
         let memory = stats.memory.and_then(|memory| memory.working_set_bytes).map_or(0, |value| value.value);
         // Without overlays a container's files are a copy of its image's: what it wrote cannot be told.
-        let disk =
-            stats.writable_layer.and_then(|layer| layer.used_bytes).filter(|_| self.images.has_overlays());
-        let disk = disk.map_or(0, |value| value.value);
-        Ok(Usage { cpu: Duration::from_nanos(cpu), memory, disk, ..Usage::default() })
+        let layer = stats.writable_layer.filter(|_| self.images.has_overlays()).unwrap_or_default();
+        let [disk, files] =
+            [layer.used_bytes, layer.inodes_used].map(|used| used.map_or(0, |used| used.value));
+        Ok(Usage { cpu: Duration::from_nanos(cpu), memory, disk, files, ..Usage::default() })
     }
 
     async fn exec(

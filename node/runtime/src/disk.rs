@@ -46,7 +46,12 @@ impl Disk {
 
     /// Whether files run out before bytes do: less than a twentieth of them can be made.
     pub fn lacks_files(&self) -> bool {
-        self.free_files < self.files / FILES
+        self.free_files < self.reserved_files()
+    }
+
+    /// Files for which there has to be room: a twentieth.
+    pub fn reserved_files(&self) -> u64 {
+        self.files / FILES
     }
 
     /// Percent of the bytes in use, rounded down; 0 when nothing is known.

@@ -362,6 +362,8 @@ pub struct Usage {
     pub memory: u64,
     /// Bytes on disk that it has written to its own files, volumes and log left out. May lag behind.
     pub disk: u64,
+    /// Files, directories and links that it has made there. May lag behind.
+    pub files: u64,
     /// HTTP requests served.
     pub requests: u64,
     /// Instances made.

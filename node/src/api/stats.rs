@@ -6,36 +6,25 @@ use axum::{
     Json,
     extract::{Query, State},
 };
-use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use ketch_api::k8s::api::core::v1 as core;
-use ketch_runtime::{ContainerId, Usage};
+use ketch_runtime::ContainerId;
 use serde_json::{Value, json};
 
-use crate::{context::Context, host, machine::container_id};
+use crate::{
+    context::Context,
+    host,
+    usage::{Sample, sample},
+};
 
 /// Time between the two looks that make a rate.
 const WINDOW: Duration = Duration::from_millis(100);
-/// How long all runtimes together may take. Who has not answered by then is left out: collectors do not wait for
-/// ever, and the other containers have answered.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// Containers asked for at a time: the answer of containerd takes a while.
-const AT_A_TIME: usize = 16;
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 pub(super) struct Parameters {
     /// Only what a collector needs, who makes the rates himself: one look, no file systems.
     only_cpu_and_memory: bool,
-}
-
-/// A container's use.
-struct Sample {
-    /// Place of its pod in the list.
-    pod: usize,
-    name: String,
-    id: ContainerId,
-    usage: Usage,
 }
 
 pub(super) async fn summary(
@@ -97,35 +86,4 @@ fn describe(pod: &core::Pod, own: &[Sample], before: &HashMap<ContainerId, Durat
 fn started(pod: &core::Pod) -> Value {
     let time = pod.status.as_ref().and_then(|status| status.start_time.clone());
     serde_json::to_value(time).unwrap_or_default()
-}
-
-/// Running containers: pod, name, id.
-fn running(context: &Context, pods: &[Arc<core::Pod>]) -> Vec<(usize, String, ContainerId)> {
-    let mut found = Vec::new();
-    for (index, pod) in pods.iter().enumerate() {
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        let Some(spec) = &pod.spec else { continue };
-        for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-            let attempt = context.index.attempts(uid, &container.name).into_iter().max();
-            let id = attempt.map(|attempt| container_id(uid, &container.name, attempt));
-            if let Some(id) = id.filter(|id| context.index.runs(id) == Some(true)) {
-                found.push((index, container.name.clone(), ContainerId(id)));
-            }
-        }
-    }
-    found
-}
-
-async fn sample(context: &Context, pods: &[Arc<core::Pod>]) -> Vec<Sample> {
-    let end = tokio::time::Instant::now() + PATIENCE;
-    let measure = async |(pod, name, id): (usize, String, ContainerId)| {
-        for entry in &context.runtimes {
-            if let Ok(Ok(usage)) = tokio::time::timeout_at(end, entry.runtime.usage(&id)).await {
-                return Some(Sample { pod, name, id, usage });
-            }
-        }
-        None
-    };
-    let all = stream::iter(running(context, pods)).map(measure).buffered(AT_A_TIME);
-    all.collect::<Vec<_>>().await.into_iter().flatten().collect()
 }

@@ -89,14 +89,7 @@ fn note_failure(context: &Context, attempted: u64, found: u64) {
         "Failed to garbage collect required amount of images. Attempted to free {attempted} bytes, but only found \
          {found} bytes eligible to free."
     );
-    let object = core::ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Node".to_owned()),
-        name: Some(context.name.to_string()),
-        // As upstream: a node's events are in the default namespace and go by its name.
-        uid: Some(context.name.to_string()),
-        ..core::ObjectReference::default()
-    };
+    let object = context.node_reference();
     context.events.record(Note { object, warning: true, reason: "FreeDiskSpaceFailed", message });
 }
 

@@ -25,7 +25,7 @@ pub(crate) use mounts::discard;
 pub use mounts::discard_inside;
 use project::{Given, Projection, Source, files, projection};
 pub(crate) use reclaim::run as reclaim;
-pub(crate) use usage::used;
+pub(crate) use usage::{share, used};
 
 /// How a container sees volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! How much disk a volume uses.
 
-use std::{os::unix::fs::MetadataExt, path::Path};
+use std::{fs::Metadata, os::unix::fs::MetadataExt, path::Path};
+
+use crate::pressure::Share;
 
 /// Bytes of a block in `stat`, whatever the file system has.
 const BLOCK: u64 = 512;
@@ -9,20 +11,38 @@ const BLOCK: u64 = 512;
 /// read, because it is being removed, counts nothing.
 pub(crate) fn used(directory: &Path, most: u64) -> u64 {
     let mut used = 0_u64;
+    walk(directory, |found| {
+        used = used.saturating_add(found.blocks().saturating_mul(BLOCK));
+        used <= most
+    });
+    used
+}
+
+/// What `directory` takes. Stops looking once that is more than `most` files.
+pub(crate) fn share(directory: &Path, most: u64) -> Share {
+    let mut share = Share::default();
+    walk(directory, |found| {
+        share.bytes = share.bytes.saturating_add(found.blocks().saturating_mul(BLOCK));
+        share.files += 1;
+        share.files <= most
+    });
+    share
+}
+
+/// Looks at everything in `directory`, links not followed, while `each` wants to see more.
+fn walk(directory: &Path, mut each: impl FnMut(&Metadata) -> bool) {
     let mut left = vec![directory.to_owned()];
     while let Some(directory) = left.pop() {
         for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
             let Ok(found) = entry.path().symlink_metadata() else { continue };
-            used = used.saturating_add(found.blocks().saturating_mul(BLOCK));
-            if used > most {
-                return used;
+            if !each(&found) {
+                return;
             }
             if found.is_dir() {
                 left.push(entry.path());
             }
         }
     }
-    used
 }
 
 #[cfg(test)]
