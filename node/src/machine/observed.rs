@@ -12,6 +12,9 @@ use super::{
     probe::ProbeState,
 };
 
+/// Reason of a pod that the node cannot have any longer.
+pub(super) const EVICTED: &str = "Evicted";
+
 /// What a worker does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -347,7 +350,7 @@ impl Observed {
                 }
             }
             Outcome::Evicted(message) if self.failed.is_none() => {
-                self.failed = Some(("Evicted".to_owned(), message));
+                self.failed = Some((EVICTED.to_owned(), message));
             }
             Outcome::Evicted(_) => {}
             Outcome::Cleaned(result) => self.cleaned = settled(result, now),

@@ -1,10 +1,12 @@
 //! [`next`]: from wanted and seen to one step.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 use super::{
     desired::{Desired, ProbeKind, Role, Unit},
-    observed::{Observed, Phase, Stage, Step, UnitState},
+    observed::{EVICTED, Observed, Phase, Stage, Step, UnitState},
 };
 
 /// The step to take now. Calls to [`Observed::begin`] and [`Observed::finish`] in between make progress:
@@ -166,9 +168,17 @@ fn probe(
     None
 }
 
+/// For containers of an evicted pod to end (upstream's `immediateEvictionGracePeriodSeconds`).
+const EVICTION_GRACE: Duration = Duration::from_secs(1);
+
 /// Ends every container: ordinary ones at once, then sidecars from last to first. `None`: all have ended.
 fn stop_all(desired: &Desired, observed: &Observed, now: Timestamp, why: &str) -> Option<Step> {
-    let grace = if desired.gone { std::time::Duration::ZERO } else { desired.grace() };
+    let grace = match &observed.failed {
+        _ if desired.gone => Duration::ZERO,
+        // It is in everybody's way.
+        Some((reason, _)) if reason == EVICTED => EVICTION_GRACE.min(desired.grace()),
+        _ => desired.grace(),
+    };
     let (sidecars, others): (Vec<&Unit>, Vec<&Unit>) =
         desired.units.iter().partition(|u| u.role == Role::Sidecar);
     let groups = std::iter::once(others).chain(sidecars.into_iter().rev().map(|unit| vec![unit]));
@@ -181,7 +191,7 @@ fn stop_all(desired: &Desired, observed: &Observed, now: Timestamp, why: &str) -
                 Phase::Running { .. } => true,
                 // Deletion was asked for again, with less grace.
                 Phase::Stopping { until, .. } => {
-                    let latest = now.checked_add(grace + std::time::Duration::from_secs(1));
+                    let latest = now.checked_add(grace + Duration::from_secs(1));
                     latest.is_ok_and(|latest| latest < until)
                 }
                 _ => false,

@@ -323,6 +323,18 @@ fn a_deadline_ends_the_pod_for_good() {
 }
 
 #[test]
+fn an_evicted_pod_ends_at_once() {
+    let mut sim = sim(json!({"terminationGracePeriodSeconds": 600}), |_| Act::Run);
+    sim.run();
+    sim.observed.finish(&sim.desired, Outcome::Evicted("the disk is full".into()), sim.now);
+    let step = next(&sim.desired, &sim.observed, sim.now);
+    assert!(matches!(step, Step::Stop { grace, .. } if grace == Duration::from_secs(1)), "{step:?}");
+    sim.run();
+    assert_eq!(sim.log, ["prepare", "start main", "stop main", "cleanup"]);
+    assert_eq!(sim.status()["reason"], "Evicted");
+}
+
+#[test]
 fn a_pod_can_go_at_any_time() {
     // Before anything began, while it waits for its image, and when the object is simply gone.
     let mut fresh = sim(json!({}), |_| Act::Run);
