@@ -140,27 +140,44 @@ fn forward(device: &str) {
 }
 
 async fn follow(options: OverlayOptions, told: watch::Sender<Vec<Peer>>) {
-    let (store, writer) = reflector::store();
     let events = watcher(Api::<core::Node>::all(options.client), watcher::Config::default());
-    let mut changes = pin!(reflector(writer, events.default_backoff()).touched_objects());
+    let mut lists = pin!(lists(events.default_backoff()));
+    let mut nodes = Vec::new();
     let mut relays = pin!(relays(options.relay));
     let mut relay = None;
     loop {
         tokio::select! {
-            change = changes.next() => match change {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => tracing::debug!(%error, "the list of nodes is being read again"),
+            list = lists.next() => match list {
+                Some(list) => nodes = list,
                 None => return,
             },
             Some(found) = relays.next() => relay = found,
         }
-        let wanted = peers(store.state().iter().map(Arc::as_ref), &options.name, relay.as_ref());
+        let wanted = peers(nodes.iter().map(Arc::as_ref), &options.name, relay.as_ref());
         told.send_if_modified(|known| {
             let changed = *known != wanted;
             *known = wanted;
             changed
         });
     }
+}
+
+/// All nodes, after each change. A list that is being read is complete at its end only.
+fn lists(
+    events: impl Stream<Item = watcher::Result<watcher::Event<core::Node>>>,
+) -> impl Stream<Item = Vec<Arc<core::Node>>> {
+    let (store, writer) = reflector::store();
+    reflector(writer, events).filter_map(move |event| {
+        let list = match event {
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => None,
+            Ok(_) => Some(store.state()),
+            Err(error) => {
+                tracing::debug!(%error, "the list of nodes is being read again");
+                None
+            }
+        };
+        future::ready(list)
+    })
 }
 
 /// A relay's name and addresses.
@@ -305,6 +322,25 @@ mod tests {
         assert_eq!(seen("first", None), expect(&[("a", a, None), ("b", b, None)]));
         let ranges = &peers(nodes().iter(), "b", None)[0].ranges;
         assert_eq!(ranges[0].to_string(), "10.42.32.0/24");
+    }
+
+    #[tokio::test]
+    async fn nodes_that_were_there_before_are_known_at_the_end_of_the_list() {
+        use watcher::Event;
+        let [first, second, third, ..] = <[core::Node; 5]>::try_from(nodes()).unwrap();
+        let events = [
+            Event::Init,
+            Event::InitApply(first.clone()),
+            Event::InitApply(second),
+            Event::InitDone,
+            Event::Apply(third),
+            // Read again: nobody is gone before the end.
+            Event::Init,
+            Event::InitApply(first),
+            Event::InitDone,
+        ];
+        let found = lists(stream::iter(events.map(Ok))).map(|list| list.len());
+        assert_eq!(found.collect::<Vec<_>>().await, [2, 3, 1]);
     }
 
     #[tokio::test]

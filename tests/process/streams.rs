@@ -124,6 +124,30 @@ fn input_of_a_container_ends_with_its_client() {
         assert_eq!(run(&name("later"), &later, &vec![b'x'; 3 << 20]), "3145728\nlater\n", "{websockets}");
     }
     stays_open(ketch, &pipe);
+    for websockets in [true, false] {
+        a_terminal_stays_one(ketch, websockets);
+    }
+}
+
+/// A client without a terminal, as in a script, joins a container that has one: nothing of it is lost.
+fn a_terminal_stays_one(ketch: &Ketch, websockets: bool) {
+    let name = format!("terminal-{websockets}");
+    let script = "for i in 1 2 3 4; do echo t$i; sleep 1; done; exit 3";
+    let pod = serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+        "restartPolicy": "Never", "containers": [{"name": "main", "stdin": true, "tty": true,
+            "image": "ketch.local/default/busybox:latest", "command": ["sh", "-c", script]}]}});
+    ketch.apply(&pod.to_string());
+    ketch.kubectl_ok(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=60s"]);
+    let mut attach = kubectl(ketch, websockets, &["attach", &name, "-it"]);
+    attach.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut attached = Running { child: attach.spawn().unwrap(), _output: None };
+    until("attach to end", || match attached.child.try_wait().unwrap() {
+        Some(_) => Ok(()),
+        None => Err(ketch.kubectl_ok(&["logs", &name])),
+    });
+    let said = std::io::read_to_string(attached.child.stdout.take().unwrap()).unwrap();
+    assert!(said.contains("t4"), "{websockets}: {said}");
+    assert_eq!(ketch.kubectl_ok(&["logs", &name]).replace('\r', ""), "t1\nt2\nt3\nt4\n", "{websockets}");
 }
 
 /// Without `stdinOnce` the end of one client's input is not the container's: there may be another client.

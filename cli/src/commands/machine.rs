@@ -350,7 +350,11 @@ pub(crate) fn address_towards(target: IpAddr) -> IpAddr {
         socket.connect((target, 9))?;
         Ok(socket.local_addr()?.ip())
     };
-    probe().unwrap_or(IpAddr::from([127, 0, 0, 1]))
+    // A local route may name an address that no interface has.
+    let own: Vec<IpAddr> = own_addresses().into_iter().map(|(_, ip)| ip).collect();
+    let probed = probe().ok().filter(|ip| own.contains(ip));
+    let other = || own.iter().copied().find(|ip| ip.is_ipv4() && !ip.is_loopback());
+    probed.or_else(other).unwrap_or(IpAddr::from([127, 0, 0, 1]))
 }
 
 /// Where other machines, and pods, reach a server that listens on `address`: with every address, that of the

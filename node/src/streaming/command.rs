@@ -245,7 +245,9 @@ type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// From the program to the client. After the program's end what is quiet for [`QUIET`] is over.
 async fn output(from: Option<Reader>, to: Option<Output>, ended: &CancellationToken, gone: &AtomicBool) {
-    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    let Some(mut to) = to else { return };
+    // What the program does not have is over from the start.
+    let Some(mut from) = from else { return to.finish().await };
     let mut piece = BytesMut::with_capacity(PIECE);
     while !gone.load(Ordering::Relaxed) {
         piece.reserve(PIECE);

@@ -115,7 +115,7 @@ async fn command(
     let id = target::container(context, pod, container)?;
     let options = Options::parse(request.uri().query().unwrap_or_default())?;
     let mut upgrade = Upgrade::negotiate(&mut request, command::SPDY, command::WEBSOCKET)?;
-    let session = target::open(context, &id, &options, exec).await?;
+    let session = target::open(context, pod, (container, &id), &options, exec).await?;
     let connection = upgrade.connection.take();
     let wire = upgrade.wire;
     let work = async move {

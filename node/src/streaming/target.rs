@@ -9,7 +9,7 @@ use axum::{
     response::IntoResponse,
 };
 use ketch_api::{Status, k8s::api::core::v1 as core};
-use ketch_runtime::{ContainerId, Error, Session};
+use ketch_runtime::{ContainerId, Error, Session, Streams};
 
 use super::options::Options;
 use crate::{context::Context, machine::container_id};
@@ -49,20 +49,30 @@ fn not_found(name: &str) -> Refusal {
     Refusal(Status::internal(format!("unable to upgrade connection: container not found (\"{name}\")")))
 }
 
+/// The streams of a container that a client joins: it has a terminal or not, whatever the client has.
+fn joined(pod: &core::Pod, container: &str, wanted: &Streams) -> Streams {
+    let specs = pod.spec.iter().flat_map(|spec| {
+        spec.containers.iter().chain(spec.init_containers.iter().flatten()).map(|one| (&one.name, one.tty))
+    });
+    let tty = specs.into_iter().any(|(name, tty)| name == container && tty == Some(true));
+    Streams { tty, stderr: wanted.stderr && !tty, ..wanted.clone() }
+}
+
 /// Starts the program, or joins the container. What the runtime cannot do at all is a refusal; a program
 /// that did not start is told over the error stream, as upstream, hence the inner result.
 pub(super) async fn open(
     context: &Context,
-    id: &ContainerId,
+    pod: &core::Pod,
+    (container, id): (&str, &ContainerId),
     options: &Options,
     exec: bool,
 ) -> Result<Result<Session, Error>, Refusal> {
     let mut unsupported = None;
     for entry in &context.runtimes {
-        let streams = options.streams.clone();
+        let wanted = &options.streams;
         let session = match exec {
-            true => entry.runtime.exec(id, options.command.clone(), streams).await,
-            false => entry.runtime.attach(id, streams).await,
+            true => entry.runtime.exec(id, options.command.clone(), wanted.clone()).await,
+            false => entry.runtime.attach(id, joined(pod, container, wanted)).await,
         };
         match session {
             Err(Error::NotFound(_)) => {}

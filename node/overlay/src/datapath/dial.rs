@@ -70,7 +70,7 @@ impl Datapath {
         }
         self.choose(peer);
         if let Some(node) = self.peers.get_mut(peer) {
-            node.dial.reached();
+            node.dial.connected();
         }
         self.tell_lanes(handle);
         self.tick = now;
@@ -99,12 +99,12 @@ impl Datapath {
     /// A link has ended: its peer is reached over another one, or dialed.
     pub(super) fn forget(&mut self, handle: ConnectionHandle, now: Instant) {
         let Some(link) = self.links.get_mut(&handle) else { return };
-        let was_up = link.since.take().is_some();
-        let Some(peer) = link.peer.filter(|_| was_up) else { return };
+        let Some(since) = link.since.take() else { return };
+        let Some(peer) = link.peer else { return };
         self.choose(peer);
         let first = self.peers.get(peer).is_some_and(|node| self.name < node.peer.name);
         if let Some(node) = self.peers.get_mut(peer).filter(|node| node.active.is_none()) {
-            node.dial.lost(first, now);
+            node.dial.lost(first, since, now);
             node.lanes = 1;
         }
         self.tick = now;

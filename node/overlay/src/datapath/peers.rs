@@ -24,8 +24,14 @@ const FIRST_PAUSE: Duration = Duration::from_millis(300);
 /// Longest pause: a link that is whole again is in use after at most that and a handshake.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1_200);
 
-/// Longest pause while a relay carries the packets.
-const RELAYED_PAUSE: Duration = Duration::from_secs(10);
+/// Longest pause while a relay carries the packets, or when the peer does not want any connection.
+const LONG_PAUSE: Duration = Duration::from_secs(10);
+
+/// A connection that ends sooner was not wanted: with TLS 1.3 who dials is done before the other side has judged.
+const WANTED: Duration = Duration::from_secs(1);
+
+/// Unwanted connections in a row after which there will hardly be another one soon.
+const UNWANTED: u32 = 4;
 
 /// A relay is asked when this long nothing else was reached.
 const BEFORE_RELAY: Duration = Duration::from_millis(1_000);
@@ -62,6 +68,8 @@ pub(super) struct Dial {
     lost: Instant,
     relay_next: Instant,
     attempt: u32,
+    /// Connections in a row that the peer did not want.
+    unwanted: u32,
     /// Dial although a link is up: the addresses have changed, or its certificates end.
     forced: bool,
 }
@@ -178,18 +186,32 @@ pub(super) enum Up {
 impl Dial {
     fn new(first: bool, now: Instant) -> Self {
         let wait = if first { Duration::ZERO } else { PATIENCE };
-        Self { next: now + wait, lost: now, relay_next: now + BEFORE_RELAY + wait, attempt: 0, forced: false }
+        Self {
+            next: now + wait,
+            lost: now,
+            relay_next: now + BEFORE_RELAY + wait,
+            attempt: 0,
+            unwanted: 0,
+            forced: false,
+        }
     }
 
-    /// A link came up: what follows is a new story.
-    pub(super) fn reached(&mut self) {
-        self.attempt = 0;
+    /// A link came up: what follows is a new story, unless the last ones were not wanted.
+    pub(super) fn connected(&mut self) {
         self.forced = false;
+        if self.unwanted == 0 {
+            self.attempt = 0;
+        }
     }
 
-    /// The last link is gone.
-    pub(super) fn lost(&mut self, first: bool, now: Instant) {
-        *self = Self::new(first, now);
+    /// The last link is gone, which came up at `since`.
+    pub(super) fn lost(&mut self, first: bool, since: Instant, now: Instant) {
+        if now < since + WANTED {
+            self.unwanted = self.unwanted.saturating_add(1);
+            self.lost = now;
+        } else {
+            *self = Self::new(first, now);
+        }
     }
 
     /// What is up is to be replaced.
@@ -210,7 +232,7 @@ impl Dial {
             return None;
         }
         let attempt = self.attempt;
-        let longest = if up == Up::Relayed { RELAYED_PAUSE } else { LONGEST_PAUSE };
+        let longest = if up == Up::Relayed || self.unwanted > UNWANTED { LONG_PAUSE } else { LONGEST_PAUSE };
         self.next = now + FIRST_PAUSE.saturating_mul(1 << attempt.min(8)).min(longest);
         self.attempt = attempt.saturating_add(1);
         // One forced round: the old link may well be the better one.
@@ -268,14 +290,34 @@ mod tests {
         assert!(!dial.relay(later, Up::Relayed), "it is reached");
         dial.again(later);
         assert!(dial.relay(later, Up::Relayed), "the old one is to be replaced");
-        dial.reached();
+        dial.connected();
         for _ in 0..10 {
             let due = dial.next;
             dial.attempt(due, Up::Relayed);
         }
         let due = dial.next;
         dial.attempt(due, Up::Relayed);
-        assert_eq!(dial.next - due, RELAYED_PAUSE);
+        assert_eq!(dial.next - due, LONG_PAUSE);
+    }
+
+    #[test]
+    fn who_is_not_wanted_asks_less_and_less() {
+        let start = Instant::now();
+        let mut dial = Dial::new(true, start);
+        let (mut now, mut attempts) = (start, 0);
+        while now < start + Duration::from_secs(60) {
+            if dial.attempt(now, Up::Nothing).is_some() {
+                attempts += 1;
+                dial.connected();
+                dial.lost(true, now, now + Duration::from_millis(5));
+            }
+            now += Duration::from_millis(10);
+        }
+        assert!((8..=14).contains(&attempts), "{attempts}");
+        // Wanted at last, and lost: at once.
+        dial.connected();
+        dial.lost(true, now, now + Duration::from_secs(5));
+        assert!(dial.attempt(now + Duration::from_secs(5), Up::Nothing).is_some());
     }
 
     #[test]
@@ -286,7 +328,7 @@ mod tests {
         assert!(peers.get(id("a")).is_none(), "not its own peer");
         let node = peers.get_mut(b).unwrap();
         assert_eq!(node.dial(now, Up::Nothing), Some("10.0.0.1:1".parse().unwrap()));
-        node.dial.reached();
+        node.dial.connected();
         node.counters.sent = 7;
         peers.replace(vec![peer("b", &["10.0.0.2:1"])], "a", &[], now);
         let node = peers.get_mut(b).unwrap();
