@@ -320,6 +320,23 @@ fn heals(fleet: &Fleet, cable: &str, pairs: &[(&str, &str)]) {
     });
 }
 
+/// Kills a machine's Ketch, starts it again at once, and waits until pods reach each other.
+fn comes_back(fleet: &Fleet, machine: &str, pairs: &[(&str, &str)]) {
+    let pods = fleet.field("pods", ".status.podIP");
+    succeeded("restart", fleet.script(&["restart", machine]));
+    for (from, to) in pairs {
+        let url = format!("http://{}:8080/", pods[&format!("box-{to}")]);
+        until(&format!("{from} to reach {to} after the restart of {machine}"), || {
+            let reached = fleet.on(from, &["curl", "-s", "--max-time", "0.3", &url]).status.success();
+            if reached { Ok(()) } else { Err("nothing".to_owned()) }
+        });
+    }
+    until("the API", || match fleet.client("kubectl", &["get", "nodes"]) {
+        output if output.status.success() => Ok(()),
+        output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    });
+}
+
 #[test]
 fn three_nodes_are_one_network() {
     let Some(fleet) = Fleet::up() else { return };
@@ -339,6 +356,7 @@ fn three_nodes_are_one_network() {
     heals(&fleet, "two", &[("one", "two"), ("two", "one"), ("two", "three"), ("three", "two")]);
     // Nodes that see each other need no server; the others meet again when it is back.
     heals(&fleet, "server", &both);
+    comes_back(&fleet, "server", &both);
     everyone_reaches_everyone(&fleet);
     eprintln!("the whole test took {:.1} s", start.elapsed().as_secs_f32());
 }
