@@ -331,10 +331,13 @@ fn comes_back(fleet: &Fleet, machine: &str, pairs: &[(&str, &str)]) {
             if reached { Ok(()) } else { Err("nothing".to_owned()) }
         });
     }
-    until("the API", || match fleet.client("kubectl", &["get", "nodes"]) {
-        output if output.status.success() => Ok(()),
-        output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    });
+    for node in NODES {
+        let exec = ["exec", &format!("box-{node}"), "--", "true"];
+        until(&format!("the server to reach {node}"), || match fleet.client("kubectl", &exec) {
+            output if output.status.success() => Ok(()),
+            output => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        });
+    }
 }
 
 #[test]
