@@ -6,9 +6,9 @@ use serde_json::json;
 fn create(ketch: &Ketch, name: &str, script: &str) {
     let image = "ketch.local/default/busybox:latest";
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
-        "volumes": [{"name": "work", "emptyDir": {}}],
+        "volumes": [{"name": "scratch", "emptyDir": {}}],
         "containers": [{"name": "main", "image": image, "command": ["sh", "-c", script],
-            "volumeMounts": [{"name": "work", "mountPath": "/work"}]}]}});
+            "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]}]}});
     ketch.apply(&pod.to_string());
 }
 
@@ -46,13 +46,13 @@ fn who_fills_the_disk_of_its_node_ends_and_nobody_else() {
     let Some(containers) = Containers::start_in(disk.path(), 210, 211) else { return };
     containers.push(&["busybox"]);
     let ketch = containers.ketch();
-    create(ketch, "neighbour", "dd if=/dev/zero of=/work/some bs=64k count=8; exec sleep 3600");
+    create(ketch, "neighbour", "dd if=/dev/zero of=/scratch/some bs=64k count=8; exec sleep 3600");
     ketch.kubectl_ok(&["wait", "--for=condition=Ready", "pod/neighbour", "--timeout=60s"]);
     let neighbour = field(ketch, "neighbour", ".status.containerStatuses[0].containerID");
 
     create(ketch, "own", "dd if=/dev/zero of=/fill bs=1M; exec sleep 3600");
     is_evicted(&containers, "own", "ephemeral-storage");
-    create(ketch, "volume", "dd if=/dev/zero of=/work/fill bs=1M; exec sleep 3600");
+    create(ketch, "volume", "dd if=/dev/zero of=/scratch/fill bs=1M; exec sleep 3600");
     is_evicted(&containers, "volume", "ephemeral-storage");
     // A fifth of the disk at most, but every file there can be.
     create(ketch, "files", "seq 1000000 | xargs -n 1000 touch; exec sleep 3600");
